@@ -45,6 +45,8 @@ class InputSpec:
         shape: the shape of one sample; a batch has shape (n, *shape). A dimension of -1 is dynamic: any size of 1 or
             more, equal for all samples of a task but possibly different between tasks.
         dtype: the dtype that the input must have on arrival.
+        tokenizer: set it if the input may be texts: their token ids, as of ``[task.text]``. The shape is [length]
+            and the dtype "int64".
 
     Raises:
         ValueError: if a field is invalid.
@@ -52,12 +54,18 @@ class InputSpec:
 
     shape: DynamicShape
     dtype: Dtype = "float32"
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         """Validate the fields."""
         object.__setattr__(self, "shape", _shape("shape", self.shape, DYNAMIC))
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        if self.tokenizer is not None and (len(self.shape) != 1 or self.shape[0] < 1 or self.dtype != "int64"):
+            raise ValueError(
+                f"tokenizer gives token ids: set shape = [64], the tokens of a text, and dtype = 'int64', not "
+                f"{list(self.shape)} and {self.dtype!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -212,6 +220,17 @@ class TaskSpec:
     def inputs(self) -> dict[str, InputSpec]:
         """Return the inputs by name, in the order of the names; a single tensor has the name ""."""
         return dict(self.x) if self.x_shape is None else {"": InputSpec(self.x_shape, self.x_dtype)}
+
+    def text_of(self, name: str) -> TextSpec | None:
+        """Return how texts become the input ``name``; None if it takes no texts."""
+        if self.text is not None:
+            return self.text
+        given = self.inputs()[name]
+        return None if given.tokenizer is None else TextSpec(given.tokenizer, given.shape[0])
+
+    def list_texts(self) -> list[str]:
+        """Return the names under which texts may arrive: "" for ``text``, otherwise inputs with a tokenizer."""
+        return [""] if self.text is not None else [name for name, one in self.x.items() if one.tokenizer is not None]
 
     def list_targets(self) -> dict[str, TargetSpec]:
         """Return the targets by name, in the order of the names; a single tensor has the name ""."""

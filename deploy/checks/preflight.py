@@ -1,9 +1,10 @@
 """Everything that can be known to be wrong before the first round."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -53,6 +54,11 @@ FIRST_REFUSED = 1_000
 FIRST_PAUSES = 100
 """The number of reads without a task after which ``check`` stops reading a source."""
 
+LARGEST_WHOLE = 1e9
+"""Below it, ``check`` shows all digits of a whole number."""
+
+NO_TITLES: Mapping[str, Sequence[str]] = MappingProxyType({})
+
 INDENT = "\n" + " " * 11
 
 
@@ -77,6 +83,11 @@ def _try_learning(config: Config, remarks: bool) -> tuple[LearnerContext, tuple[
         loss = build_loss(settings.model, module)
     with error_context("[task.text]"):
         check_tokenizer(config.task, module)
+    for name in config.task.x:
+        text = config.task.text_of(name)
+        if text is not None and config.task.text is None:
+            with error_context(f"[task.x.{name}]"):
+                padding_id(text.tokenizer, text.length)
     with error_context("[inner]"):
         build_inner(settings.inner, loss).init(dict(module.named_parameters()))
     with error_context("[model]"):
@@ -195,7 +206,8 @@ def check_sources(
                 tasks, refused, seen = _read_first(config, source, try_task)
                 if refused and not tasks:
                     raise ValueError(f"its task {refused[0][0]} would be refused: {refused[0][1]}")
-                titles = (name_inputs(source.schema), source.schema.y) if isinstance(source, EntitySource) else ((), ())
+                schema = source.schema if isinstance(source, EntitySource) else None
+                titles = ({}, {}) if schema is None else (name_inputs(schema), {"": schema.y})
                 for id, task in tasks:
                     report("first", format_task(id, task, *titles))
                 if refused:
@@ -233,13 +245,17 @@ def _read_first(
     return tasks, refused, len(tasks) + len(refused)
 
 
-def format_task(id: str, task: Task, inputs: Sequence[str] = (), targets: Sequence[str] = ()) -> str:
+Titles = Mapping[str, Sequence[str]]
+"""The names of the numbers of each input or target."""
+
+
+def format_task(id: str, task: Task, inputs: Titles = NO_TITLES, targets: Titles = NO_TITLES) -> str:
     """Return the first rows of a task as a table.
 
     Args:
         id: of the task; the entity that it names is shown.
         task: the task; of each input and target, the first numbers of a sample are shown.
-        inputs: the names of the numbers of a sample, if they are known.
+        inputs: the names of the numbers of each input, if they are known.
         targets: those of a target.
     """
     entity = find_entity(id)
@@ -250,7 +266,7 @@ def format_task(id: str, task: Task, inputs: Sequence[str] = (), targets: Sequen
         columns = [*_list_columns(batch.x, "x", inputs), *_list_columns(batch.y, "y", targets)]
         table = table or [["", *(title for title, _ in columns)]]
         for at in range(min(count, FIRST_TASKS)):
-            table.append([part, *("..." if numbers is None else f"{numbers[at]:.4g}" for _, numbers in columns)])
+            table.append([part, *("..." if numbers is None else _format(numbers[at]) for _, numbers in columns)])
         if count > FIRST_TASKS:
             table.append([part, "..."])
     sizes = [max(len(row[at]) for row in table if at < len(row)) for at in range(len(table[0]))]
@@ -258,14 +274,19 @@ def format_task(id: str, task: Task, inputs: Sequence[str] = (), targets: Sequen
     return INDENT.join([head, *(line.rstrip() for line in lines)])
 
 
-def _list_columns(values: Tensors, what: str, titles: Sequence[str]) -> list[tuple[str, list[float] | None]]:
+def _format(number: float) -> str:
+    """Return a number in four digits, or a whole one, such as a token id, in all of them."""
+    return f"{number:.0f}" if number.is_integer() and abs(number) < LARGEST_WHOLE else f"{number:.4g}"
+
+
+def _list_columns(values: Tensors, what: str, titles: Titles) -> list[tuple[str, list[float] | None]]:
     """Return the title and the numbers of each column of inputs or targets; None stands for those left out."""
     columns: list[tuple[str, list[float] | None]] = []
     for name, tensor in values.items() if isinstance(values, dict) else [("", values)]:
         flat = tensor.reshape(len(tensor), -1).double().T.tolist()
         plain = join_name(what, name)
         numbered = [plain] if len(flat) == 1 else [f"{plain}[{number}]" for number in range(len(flat))]
-        known = titles if len(titles) == len(flat) else numbered
+        known = titles[name] if len(titles.get(name, ())) == len(flat) else numbered
         columns += zip(known, flat[:FIRST_NUMBERS], strict=False)
         if len(flat) > FIRST_NUMBERS:
             columns.append(("...", None))

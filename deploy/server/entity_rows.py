@@ -24,6 +24,7 @@ from streams.formats.json_body import encode_json, make_example, tensors_to_json
 from streams.history.predictions import Kept
 from streams.segmenting.by_entity import EntitySource
 from streams.sources.http import Settings
+from streams.spec import join_name
 from streams.tables.schema import (
     SchemaState,
     add_labels,
@@ -138,10 +139,12 @@ def _decode_columns(
             x, y = encode(statistics, rows)
         else:
             x = encode_inputs(statistics, rows)
-            y = np.zeros((len(rows), *spec.y_shape), "int64" if spec.y == "class" else "float32")
+            y = np.array(make_example(spec)["support_y"][:1] * len(rows), "int64" if spec.y == "class" else "float32")
     except ValueError as error:  # of rows of different shapes
         raise Rejected("wrong_shape", f"the samples of the rows differ in shape: {error}") from error
-    body = save_arrays({"support_x": x, "support_y": y, "query_x": x})
+    named = x.items() if isinstance(x, dict) else [("", x)]
+    inputs = {join_name(part, name): one for name, one in named for part in ("support_x", "query_x")}
+    body = save_arrays({**inputs, "support_y": y})
     return DecodedRows(*wire.decode_support(body, spec, state.config.serve.limits), statistics)
 
 

@@ -77,13 +77,15 @@ def encode_json(body: bytes, spec: TaskSpec, limits: Limits) -> bytes:
 def _take_texts(tensors: dict[str, Any], spec: TaskSpec, limits: Limits) -> dict[str, Array]:
     """Remove lists of texts from ``tensors``, and return their token ids by the names of the inputs."""
     found: dict[str, Array] = {}
-    for name in (f"{part}_x" for part in PARTS):
+    for field, key in ((f"{part}_x", key) for part in PARTS for key in spec.list_texts()):
+        name, text = join_name(field, key), spec.text_of(key)
         value = tensors.get(name)
-        if spec.text is None or not isinstance(value, list) or not any(isinstance(item, str) for item in value):
+        if text is None or not isinstance(value, list) or not any(isinstance(item, str) for item in value):
             continue  # Token ids may be sent, too.
-        if len(value) * spec.text.length > limits.elements:
+        if len(value) * text.length > limits.elements:
             raise Rejected("too_large", f"{name} has {len(value)} texts; at most {limits.elements} tokens are accepted")
-        found |= {join_name(name, key): array for key, array in encode_texts(tensors.pop(name), spec, name).items()}
+        ids = encode_texts(tensors.pop(name), spec, name, key)
+        found |= {join_name(field, one): array for one, array in ids.items()}
         for given in found.keys() & tensors.keys():
             raise Rejected("unknown_tensor", f"{given} is given, but it follows from the texts of {name}")
     return found
@@ -247,12 +249,13 @@ def find_short_example(spec: TaskSpec, *, targets: bool = True) -> dict[str, Any
 def _example_tensors(spec: TaskSpec) -> Iterator[tuple[str, Any]]:
     random = np.random.default_rng(0)
     targets = {join_name("y", name): target for name, target in spec.list_targets().items()}
-    if spec.text is not None:
-        yield "support_x", ["how to begin", "a question", "what is new", "an answer"]
-        yield "query_x", ["another question", "how to go on"]
+    texts = [join_name("x", name) for name in spec.list_texts()]
+    for field in texts:
+        yield f"support_{field}", ["how to begin", "a question", "what is new", "an answer"]
+        yield f"query_{field}", ["another question", "how to go on"]
     for name, (dtype, sample) in _sample_sizes(spec).items():
         part, _, field = name.partition("_")
-        if spec.text is not None and field.partition(".")[0] == "x":
+        if field in texts or (spec.text is not None and field.partition(".")[0] == "x"):
             continue
         shape = (4 if part == "support" else 2, *(3 if size == DYNAMIC else size for size in sample))
         if field == "weight":

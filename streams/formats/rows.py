@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from streams.formats.numbers import MISSING, read_number
 from streams.formats.safetensors_header import Array
 from streams.formats.text import encode_texts
-from streams.spec import TaskSpec, is_dynamic
+from streams.spec import TaskSpec, is_dynamic, join_name
 from streams.types import Rejected
 
 LINE_BYTES = 1024 * 1024
@@ -277,19 +277,9 @@ def encode_row(row: Row, x: Sequence[str], y: Sequence[str], spec: TaskSpec) -> 
     Raises:
         Rejected: with the reason "unreadable", "wrong_dtype" or "wrong_shape"; the detail names the row's position.
     """
+    spec.require_single_input("a source of rows")
     target = encode_target_of(row, y, spec)
-    return encode_input(row, x, spec), target
-
-
-def encode_input(row: Row, x: Sequence[str], spec: TaskSpec) -> Array:
-    """Return the sample of a row alone, as ``encode_row`` does."""
-    x_shape = spec.require_single_input("a source of rows")
-    if spec.text is not None and row.values is not None and isinstance(row.values[x[0]], str):
-        texts = [row.values[name] for name in x]
-        joined = "\n".join(texts) if all(isinstance(text, str) for text in texts) else texts
-        sample: Array = encode_texts([joined], spec, f"the row at {row.begin} in x")[""][0]
-        return sample
-    return encode_sample(row, "x", x, x_shape, spec.x_dtype)
+    return encode_input(row, x, spec)[""], target
 
 
 def encode_target_of(row: Row, y: Sequence[str], spec: TaskSpec) -> Array:
@@ -297,12 +287,27 @@ def encode_target_of(row: Row, y: Sequence[str], spec: TaskSpec) -> Array:
     return encode_sample(row, "y", y, spec.y_shape, "int64" if spec.y == "class" else "float32")
 
 
+def encode_input(row: Row, columns: Sequence[str], spec: TaskSpec, name: str = "") -> dict[str, Array]:
+    """Return the input ``name`` of a row by its name: the numbers of some columns, or the token ids of their texts.
+
+    Texts of a run with ``[task.text]`` have the name "", and may become several inputs. Raises as ``encode_row`` does.
+    """
+    place = join_name("x", name)
+    if spec.text_of(name) is not None and row.values is not None and isinstance(row.values[columns[0]], str):
+        texts = [row.values[column] for column in columns]
+        joined = "\n".join(texts) if all(isinstance(text, str) for text in texts) else texts
+        found = encode_texts([joined], spec, f"the row at {row.begin} in {place}", name)
+        return {one: ids[0] for one, ids in found.items()}
+    given = spec.inputs()[name]
+    return {name: encode_sample(row, place, columns, given.shape, given.dtype)}
+
+
 def encode_sample(row: Row, what: str, columns: Sequence[str], shape: tuple[int, ...], dtype: str) -> Array:
     """Return the numbers of some columns of a row as an array.
 
     Args:
         row: the row to read.
-        what: "x" or "y", for the message of an error.
+        what: "x", "x.NAME" or "y", for the message of an error.
         columns: the columns, in order.
         shape: the shape to fill; with a dynamic dimension, the shape of the one column.
         dtype: the dtype of the array.

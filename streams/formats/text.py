@@ -100,18 +100,20 @@ def padding_id(tokenizer: str, length: int) -> int:
     return id
 
 
-def encode_texts(texts: Sequence[Any], spec: TaskSpec, place: str) -> dict[str, Array]:
-    """Return the inputs of a run whose samples are texts, by their names, each of shape (n, length).
+def encode_texts(texts: Sequence[Any], spec: TaskSpec, place: str, name: str = "") -> dict[str, Array]:
+    """Return the inputs of a run that texts become, by their names, each of shape (n, length).
 
     Args:
         texts: n texts, one or more.
-        spec: of the run's tasks; its ``text`` is set.
+        spec: of the run's tasks; ``spec.text_of(name)`` is not None.
         place: where the texts are, for errors.
+        name: the input with a tokenizer of its own; "" for ``spec.text``.
 
     Raises:
         Rejected: with the reason "wrong_dtype" or "unreadable", if one of them is no text of Unicode characters.
     """
-    assert spec.text is not None
+    found = spec.text_of(name)
+    assert found is not None
     for at, text in enumerate(texts):
         if not isinstance(text, str):
             raise Rejected(
@@ -121,11 +123,11 @@ def encode_texts(texts: Sequence[Any], spec: TaskSpec, place: str) -> dict[str, 
             text.encode()
         except UnicodeEncodeError as error:
             raise Rejected("unreadable", f"{place}[{at}] has half of a character: {error}") from error
-    ids = tokenize(texts, spec.text.tokenizer, spec.text.length)
-    if not spec.x:
-        return {"": ids}
-    mask = (ids != padding_id(spec.text.tokenizer, spec.text.length)).astype(np.int64)
-    return {name: ids if name == "input_ids" else mask for name in spec.inputs()}
+    ids = tokenize(texts, found.tokenizer, found.length)
+    if name or not spec.x:
+        return {name: ids}
+    mask = (ids != padding_id(found.tokenizer, found.length)).astype(np.int64)
+    return {one: ids if one == "input_ids" else mask for one in spec.inputs()}
 
 
 @lru_cache(maxsize=8)

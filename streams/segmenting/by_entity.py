@@ -24,7 +24,7 @@ from safetensors.numpy import load, save
 from streams.atomic_files import replace_file
 from streams.formats.rows import Row, row_bytes
 from streams.segmenting.grouping import ClosedTask, Entity, GroupOptions, Groups
-from streams.tables.schema import Schema, SchemaState, describe_schema, read_state, write_state
+from streams.tables.schema import Schema, SchemaState, describe_schema, list_arrays, read_state, write_state
 from streams.types import Arrival, ErasedEntity
 
 SAVE_ROWS = 10_000
@@ -306,6 +306,7 @@ def describe_settings(options: GroupOptions, schema: Schema) -> dict[str, Any]:
 
 def write_saved(groups: Groups, settings: dict[str, Any], end: int, ends: Sequence[int]) -> bytes:
     """Return the state of groups as bytes, for ``read_saved``; floating-point numbers are exact."""
+    dtypes = list_arrays(groups.state.schema)
     rows = [row for entity in groups.entities.values() for row in (*entity.past, *entity.new)]
     entities = [
         [key, len(one.past), len(one.new), one.at, one.began, one.last, _shapes(one)]
@@ -319,15 +320,13 @@ def write_saved(groups: Groups, settings: dict[str, Any], end: int, ends: Sequen
         "schema": write_state(groups.state),
         "settings": settings,
         "entities": entities,
+        "arrays": list(dtypes),
     }
-    spec = groups.state.schema.spec
-    y_dtype = "int64" if spec.y == "class" else "float32"
     tensors = {
-        "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
-        "x": np.concatenate([np.zeros(0, spec.x_dtype), *(x.ravel() for x, _ in rows)]),
-        "y": np.concatenate([np.zeros(0, y_dtype), *(y.ravel() for _, y in rows)]),
+        name: np.concatenate([np.zeros(0, dtype), *(row[name].ravel() for row in rows)])
+        for name, dtype in dtypes.items()
     }
-    return save(tensors)
+    return save({"header": np.frombuffer(json.dumps(header).encode(), np.uint8), **tensors})
 
 
 def read_saved(path: Path) -> Saved | None:
@@ -344,20 +343,21 @@ def read_saved(path: Path) -> Saved | None:
     except SafetensorError:
         return None
     header = json.loads(tensors["header"].tobytes())
-    entities, at = {}, [0, 0]
+    names = header.get("arrays", ["x", "y"])  # all that earlier versions have
+    entities, at = {}, dict.fromkeys(names, 0)
     for key, past, new, first, began, last, shapes in header["entities"]:
-        pairs = []
+        rows = []
         for _ in range(past + new):
-            pair = []
-            for which, shape in enumerate(shapes):
-                end = at[which] + math.prod(shape)
-                pair.append(tensors["xy"[which]][at[which] : end].reshape(shape))
-                at[which] = end
-            pairs.append((pair[0], pair[1]))
-        entities[key] = Entity(pairs[:past], pairs[past:], first, began, last)
+            row = {}
+            for name, shape in zip(names, shapes, strict=True):
+                end = at[name] + math.prod(shape)
+                row[name] = tensors[name][at[name] : end].reshape(shape)
+                at[name] = end
+            rows.append(row)
+        entities[key] = Entity(rows[:past], rows[past:], first, began, last)
     return Saved(cursor.decode(), header, entities, header["latest"])
 
 
 def _shapes(entity: Entity) -> list[tuple[int, ...]]:
-    """Return the shapes of x and y of an entity's rows, which are the same for all of them."""
-    return [values.shape for values in (entity.new or entity.past)[0]]
+    """Return the shapes of the arrays of an entity's rows, which are the same for all of them."""
+    return [values.shape for values in (entity.new or entity.past)[0].values()]

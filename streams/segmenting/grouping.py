@@ -28,6 +28,9 @@ from streams.types import Rejected
 TASK_BYTES = 64 * 1024 * 1024
 """The largest size of a task's new rows as arrays, in bytes; a larger task is closed."""
 
+Encoded = dict[str, Array]
+"""A row as arrays: "x", or "x.NAME" for each input, and "y"."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -101,8 +104,8 @@ class ClosedTask(NamedTuple):
 
     key: str
     at: int
-    past: Sequence[tuple[Array, Array]]
-    new: Sequence[tuple[Array, Array]]
+    past: Sequence[Encoded]
+    new: Sequence[Encoded]
     rejection: Rejected | None = None
     raw: Row | None = None
 
@@ -115,9 +118,9 @@ class ClosedTask(NamedTuple):
         parts = {"support": self.past, "query": self.new} if self.past else {"support": self.new}
         return save(
             {
-                f"{part}_{what}": np.stack([row[at] for row in rows])
+                f"{part}_{name}": np.stack([row[name] for row in rows])
                 for part, rows in parts.items()
-                for at, what in enumerate("xy")
+                for name in rows[0]
             }
         )
 
@@ -134,8 +137,8 @@ class Entity:
         last: the latest time at its last row.
     """
 
-    past: list[tuple[Array, Array]] = field(default_factory=list)
-    new: list[tuple[Array, Array]] = field(default_factory=list)
+    past: list[Encoded] = field(default_factory=list)
+    new: list[Encoded] = field(default_factory=list)
     at: int = 0
     began: float = -math.inf
     last: float = -math.inf
@@ -171,11 +174,11 @@ class Groups:
 
     def add(self, row: Row) -> Iterator[ClosedTask]:
         """Add a row; yield the tasks that it closes, or the row as one that is refused. Take all that it yields."""
-        key, pair, time = "", None, self.latest
+        key, time = "", self.latest
         try:
             key, time = self._read_key(row), self._read_time(row)
-            pair = encode_one(self.state, row)
-            self._check_pair(key, row, pair)
+            encoded = encode_one(self.state, row)
+            self._check_arrays(key, row, encoded)
         except Rejected as rejection:
             yield ClosedTask(key, row.begin, (), (), rejection, row)
             return
@@ -186,10 +189,10 @@ class Groups:
         entity = self.entities[key] = self.entities.pop(key, Entity())  # the last one has the newest row
         if not entity.new:
             entity.at, entity.began = row.begin, self.latest
-        entity.new.append(pair)
+        entity.new.append(encoded)
         entity.last = self.latest
         self._queue_entity(key, entity)
-        size = len(entity.new) * (pair[0].nbytes + pair[1].nbytes)
+        size = len(entity.new) * sum(values.nbytes for values in encoded.values())
         if len(entity.new) >= self._options.max_rows or (size >= TASK_BYTES and self._is_enough(entity)):
             yield self._close(key, entity)
         yield from self._forget_oldest()
@@ -252,22 +255,23 @@ class Groups:
         except ValueError as error:
             raise Rejected("wrong_dtype", f"the row at {row.begin}, {self._options.time!r}: {error}") from error
 
-    def _check_pair(self, key: str, row: Row, pair: tuple[Array, Array]) -> None:
+    def _check_arrays(self, key: str, row: Row, encoded: Encoded) -> None:
         """Refuse numbers that are not finite, and a sample of another shape than those it would be stacked with."""
-        if not all(np.isfinite(values).all() for values in pair):
+        y = encoded["y"]
+        if not all(np.isfinite(values).all() for values in encoded.values()):
             raise Rejected("not_finite", f"the row at {row.begin} has a value that is NaN, infinite or too large")
         spec = self.state.schema.spec
-        if what := find_wrong_target(pair[1][None], spec.y_values, None):
+        if what := find_wrong_target(y[None], spec.y_values, None):
             raise Rejected("bad_target", f"the target of the row at {row.begin} {what.replace(' at sample 0', '')}")
         classes = spec.ways
         if classes is not None:
-            labels = [label for label in pair[1].ravel().tolist() if label != IGNORED or not pair[1].shape]
+            labels = [label for label in y.ravel().tolist() if label != IGNORED or not y.shape]
             if wrong := [label for label in labels if not 0 <= label < classes]:
                 found = f"the row at {row.begin} has the label {wrong[0]}"
                 raise Rejected("label_out_of_range", f"{found}; labels run from 0 to {classes - 1} (ways = {classes})")
         entity = self.entities.get(key)
         known = (entity.new or entity.past) if entity else []
-        shapes = [tuple(values.shape for values in one) for one in (pair, *known[-1:])]
+        shapes = [tuple(values.shape for values in one.values()) for one in (encoded, *known[-1:])]
         if len(set(shapes)) > 1:
             found = f"the row at {row.begin} has x and y of shapes {shapes[0]}; the row of its entity before has"
             raise Rejected("wrong_shape", f"{found} {shapes[1]}")

@@ -23,27 +23,32 @@ class DeclaredColumn:
     """A declared column of a table, ``[source.columns.NAME]``.
 
     Attributes:
-        kind: "number", "category" or "date" (ISO 8601, or Unix seconds; UTC if no zone is written).
+        kind: "number", "category", "date" (ISO 8601, or Unix seconds; UTC if no zone is written) or "text". A text
+            becomes token ids by the tokenizer of its input: that of ``[task.text]``, or of ``[task.x.NAME]``.
         values: the known categories. Any other value, and a missing one, is the category "unknown".
         size: without ``values``: how many categories are known, in the order in which they are first read. A category
             is unknown in the row in which it is first read.
         encode: how a category is written: "one_hot" (a 0 or 1 for each category; the first is "unknown") or "code" (one
             number; 0 is "unknown"), for a model that embeds it.
         missing: what a missing number or date becomes: the "mean" of the rows before, the mean and an "indicator" (one
-            more number, 1 if it is missing), or "refuse": the row is refused. Of a category only "refuse" is allowed.
+            more number, 1 if it is missing), or "refuse": the row is refused. Of a category or a text only "refuse" is
+            allowed. A missing text is an empty one.
         scale: "standard": (value - mean) / standard deviation, both of the rows before, cut off at -10 and 10, and 0
             until two rows are known. "none": as it is. By default "standard" for inputs and "none" for targets.
         parts: what a date gives. "day" is the time in days, scaled as a number; "weekday", "yearday" and "hour" are two
             numbers each, the sine and the cosine of the position in the week, the year and the day.
+        into: the input that the column is a part of, NAME of ``[task.x.NAME]``. The columns of an input fill it in the
+            order of ``x``. Several texts are joined by line ends.
     """
 
-    kind: Literal["number", "category", "date"]
+    kind: Literal["number", "category", "date", "text"]
     values: tuple[str, ...] = ()
     size: Annotated[int, Ge(1)] | None = None
     encode: Literal["one_hot", "code"] = "one_hot"
     missing: Literal["mean", "indicator", "refuse"] | None = None
     scale: Literal["standard", "none"] | None = None
     parts: Annotated[tuple[Part, ...], MinLen(1)] = ("day", "weekday", "yearday")
+    into: str | None = None
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` for options that the kind does not have."""
@@ -56,6 +61,8 @@ class DeclaredColumn:
                 raise ValueError('a category takes missing = "refuse" or nothing, and no scale')
         elif self.values or self.size is not None:
             raise ValueError(f"values and size are for categories; the kind is {self.kind!r}")
+        elif self.kind == "text" and (self.missing not in (None, "refuse") or self.scale is not None):
+            raise ValueError('a text takes missing = "refuse" or nothing, and no scale')
 
 
 class ColumnState(NamedTuple):
@@ -93,7 +100,9 @@ def width_of(column: DeclaredColumn) -> int:
 
 
 def name_numbers(column: DeclaredColumn, name: str) -> list[str]:
-    """Return a name for each number that an input column gives; categories that are learned have numbers."""
+    """Return a name for each number that an input column gives, none for a text; learned categories have numbers."""
+    if column.kind == "text":
+        return []
     if column.kind == "category":
         known = column.values or tuple(str(code + 1) for code in range(_capacity(column)))
         return [f"{name} code"] if column.encode == "code" else [f"{name}={value}" for value in ("unknown", *known)]
@@ -157,7 +166,9 @@ def encode_target(column: DeclaredColumn, state: ColumnState, value: Any) -> flo
 
 
 def update_column(column: DeclaredColumn, state: ColumnState, value: Any) -> ColumnState:
-    """Return the state after a row with a value that ``encode_value`` or ``encode_target`` accepts."""
+    """Return the state after a row with a value that ``encode_value``, ``encode_target`` or ``read_text`` accepts."""
+    if column.kind == "text":
+        return state
     if column.kind == "category":
         text = read_category(value)
         if text is None or text in state.codes or len(state.codes) >= _capacity(column):
@@ -186,6 +197,16 @@ def read_category(value: Any) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip() or None
+
+
+def read_text(column: DeclaredColumn, value: Any) -> str:
+    """Return the text of a value; a missing one is empty, or raises ``ValueError``, as does what is no text."""
+    text = "" if unify_key(value) is None else value
+    if not isinstance(text, str):
+        raise ValueError(f"{str(value)[:80]!r} is no text")
+    if not text.strip() and column.missing == "refuse":
+        raise ValueError("it is missing")
+    return text
 
 
 def _capacity(column: DeclaredColumn) -> int:

@@ -4,14 +4,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.formats.rows import Row, encode_input, encode_row, encode_target_of
+from streams.formats.rows import Row, encode_input, encode_target_of
 from streams.formats.safetensors_header import Array
-from streams.spec import TaskSpec, is_dynamic
+from streams.spec import TaskSpec, is_dynamic, join_name
 from streams.tables.declared_columns import (
     ColumnState,
     DeclaredColumn,
@@ -20,10 +21,14 @@ from streams.tables.declared_columns import (
     encode_value,
     name_numbers,
     read_category,
+    read_text,
     update_column,
     width_of,
 )
 from streams.types import Rejected
+
+Arrays = Array | dict[str, Array]
+"""One array, or several by the names of the inputs."""
 
 
 @dataclass(frozen=True)
@@ -52,26 +57,76 @@ class Schema:
         for name, column in self.columns.items():
             if name not in (*self.x, *self.y):
                 raise ValueError(f"columns.{name} is declared, but {name!r} is in neither x nor y")
-            if name in self.y and column.kind == "category" and self.spec.y != "class":
-                raise ValueError(f"columns.{name}: the target is a category, so set [task] y = 'class' and ways")
-            if name in self.y and self.spec.y == "class" and column.kind != "category":
-                raise ValueError(f"columns.{name}: the label is a {column.kind}, but [task] y is 'class'")
-        shape = self.spec.require_single_input("a source of rows")
-        if any(name in self.columns for name in self.x):
-            self._check_width(shape)
+            if name in self.y:
+                self._check_target(name, column)
+        if self.spec.targets:
+            raise ValueError("a source of rows takes tasks of one tensor y, not named targets")
+        for name, columns in self.inputs.items():
+            self._check_input(name, columns)
 
-    def _check_width(self, shape: tuple[int, ...]) -> None:
-        widths = {name: width_of(self.columns[name]) if name in self.columns else 1 for name in self.x}
-        found = sum(widths.values())
+    @cached_property
+    def inputs(self) -> dict[str, tuple[str, ...]]:
+        """The columns of each input by its name; "" is the only one, or that of the texts of ``[task.text]``.
+
+        Raises ``ValueError`` if a column belongs to no input, or an input has no column.
+        """
+        known = list(self.spec.inputs())
+        if "" in known or self.spec.text is not None:
+            for name in self.x:
+                if name in self.columns and (into := self.columns[name].into) is not None:
+                    raise ValueError(f"columns.{name}: into = {into!r}, but the inputs of the run have no such names")
+            return {"": self.x}
+        found: dict[str, list[str]] = {name: [] for name in known}
+        for name in self.x:
+            into = self.columns[name].into if name in self.columns else None
+            if into not in found:
+                what = f"columns.{name}: into = {into!r}" if into else f"the column {name!r} says not into which"
+                wanted = f'the run has the inputs {", ".join(known)}: write [source.columns.{name}] into = "{known[0]}"'
+                raise ValueError(f"{what}; {wanted}")
+            found[into].append(name)
+        if empty := [name for name, columns in found.items() if not columns]:
+            raise ValueError(f'no column is declared with into = "{empty[0]}", so nothing fills [task.x.{empty[0]}]')
+        return {name: tuple(columns) for name, columns in found.items()}
+
+    def _check_target(self, name: str, column: DeclaredColumn) -> None:
+        if column.kind == "text" or column.into is not None:
+            raise ValueError(f"columns.{name}: a target is no text, and is in no input: leave out into")
+        if column.kind == "category" and self.spec.y != "class":
+            raise ValueError(f"columns.{name}: the target is a category, so set [task] y = 'class' and ways")
+        if self.spec.y == "class" and column.kind != "category":
+            raise ValueError(f"columns.{name}: the label is a {column.kind}, but [task] y is 'class'")
+
+    def _check_input(self, input: str, names: tuple[str, ...]) -> None:
+        texts = [name for name in names if name in self.columns and self.columns[name].kind == "text"]
+        place = f"[task.x.{input}] shape" if input else "[task] x_shape"
+        if texts:
+            if self.spec.text_of(input) is None:
+                where = f"[task.x.{input}]" if input else "[task.text]"
+                raise ValueError(f'columns.{texts[0]}: a text needs a tokenizer: write tokenizer = "..." in {where}')
+            if others := [name for name in names if name not in texts]:
+                raise ValueError(
+                    f"the columns {texts[0]!r}, a text, and {others[0]!r} are in one input: name two inputs, as in "
+                    '[task.x.tokens] and [task.x.numbers], and declare the columns with into = "tokens" and "numbers"'
+                )
+        elif input not in self.spec.inputs():
+            raise ValueError(f'the run has the inputs {", ".join(self.spec.x)}: declare its texts, kind = "text"')
+        elif any(name in self.columns for name in names):
+            given = self.spec.inputs()[input]
+            self._check_width(place, names, given.shape, given.dtype)
+
+    def _check_width(self, place: str, names: tuple[str, ...], shape: tuple[int, ...], dtype: str) -> None:
+        widths = {name: width_of(self.columns[name]) if name in self.columns else 1 for name in names}
+        found, key = sum(widths.values()), place.rpartition(" ")[2]
         if is_dynamic(shape) or len(shape) != 1:
-            what = f"declared columns give one list of numbers; [task] x_shape is {list(shape)}"
-            raise ValueError(f"{what}: write x_shape = [{found}]")
-        if shape[0] < found or (shape[0] > found and all(name in self.columns for name in self.x)):
+            what = f"declared columns give one list of numbers; {place} is {list(shape)}"
+            raise ValueError(f"{what}: write {key} = [{found}]")
+        if shape[0] < found or (shape[0] > found and all(name in self.columns for name in names)):
             parts = ", ".join(f"{name} {width}" for name, width in widths.items())
-            raise ValueError(f"x has {found} numbers ({parts}): write [task] x_shape = [{found}]")
-        fractions = any(name in self.columns and self.columns[name].kind != "category" for name in self.x)
-        if fractions and not self.spec.x_dtype.startswith("float"):
-            raise ValueError(f"declared columns give fractions; [task] x_dtype is {self.spec.x_dtype!r}, not 'float32'")
+            raise ValueError(f"x has {found} numbers ({parts}): write {place} = [{found}]")
+        fractions = any(name in self.columns and self.columns[name].kind != "category" for name in names)
+        if fractions and not dtype.startswith("float"):
+            where = place.replace("shape", "dtype")
+            raise ValueError(f"declared columns give fractions; {where} is {dtype!r}, not 'float32'")
 
 
 class SchemaState(NamedTuple):
@@ -87,7 +142,7 @@ def begin(schema: Schema) -> SchemaState:
     return SchemaState(schema, 0, {name: begin_column(column) for name, column in schema.columns.items()})
 
 
-def encode(state: SchemaState, rows: Sequence[Mapping[str, Any]]) -> tuple[Array, Array]:
+def encode(state: SchemaState, rows: Sequence[Mapping[str, Any]]) -> tuple[Arrays, Array]:
     """Return the samples and the targets of rows, as the state stands before them; the state does not change.
 
     Args:
@@ -95,20 +150,23 @@ def encode(state: SchemaState, rows: Sequence[Mapping[str, Any]]) -> tuple[Array
         rows: one or more rows, each with a value for every column of x and y.
 
     Returns:
-        x of shape (n, *x_shape) and dtype x_dtype, and y of shape (n, *y_shape), int64 or float32.
+        x of shape (n, *x_shape) and dtype x_dtype, or such arrays by the names of the inputs, and y of shape
+        (n, *y_shape), int64 or float32.
 
     Raises:
         Rejected: if a row has no valid values; the detail names the row, from 0, and the column.
     """
-    pairs = [encode_one(state, Row(at, at + 1, dict(values), b"")) for at, values in enumerate(rows)]
-    return np.stack([x for x, _ in pairs]), np.stack([y for _, y in pairs])
+    found = [encode_one(state, Row(at, at + 1, dict(values), b"")) for at, values in enumerate(rows)]
+    return _stack_inputs(found), np.stack([one["y"] for one in found])
 
 
-def encode_inputs(state: SchemaState, rows: Sequence[Mapping[str, Any]]) -> Array:
-    """Return the samples of rows without targets, of shape (n, *x_shape), as ``encode`` does."""
-    schema = state.schema
-    parts = [_replace(state, Row(at, at + 1, dict(values), b""), schema.x) for at, values in enumerate(rows)]
-    return np.stack([encode_input(part, schema.x, schema.spec) for part in parts])
+def encode_inputs(state: SchemaState, rows: Sequence[Mapping[str, Any]]) -> Arrays:
+    """Return the samples of rows without targets, as ``encode`` does."""
+    found = []
+    for at, values in enumerate(rows):
+        row = _replace(state, Row(at, at + 1, dict(values), b""), state.schema.x)
+        found.append(_encode_x(state.schema, row))
+    return _stack_inputs(found)
 
 
 def encode_targets(state: SchemaState, rows: Sequence[Mapping[str, Any]]) -> Array:
@@ -137,10 +195,32 @@ def require_known_labels(state: SchemaState, rows: Sequence[Mapping[str, Any]]) 
                 raise Rejected("label_out_of_range", detail)
 
 
-def encode_one(state: SchemaState, row: Row) -> tuple[Array, Array]:
-    """Return the sample and the target of a row of a file; raises ``Rejected`` that names its position."""
+def encode_one(state: SchemaState, row: Row) -> dict[str, Array]:
+    """Return the sample and the target of a row of a file, as "x" or "x.NAME" for each input, and "y".
+
+    Raises ``Rejected`` that names its position.
+    """
     schema = state.schema
-    return encode_row(_replace(state, row, (*schema.x, *schema.y)), schema.x, schema.y, schema.spec)
+    replaced = _replace(state, row, (*schema.x, *schema.y))
+    y = encode_target_of(replaced, schema.y, schema.spec)
+    return {**_encode_x(schema, replaced), "y": y}
+
+
+def list_arrays(schema: Schema) -> dict[str, str]:
+    """Return the dtypes of what ``encode_one`` returns, by name and in order."""
+    dtypes = {join_name("x", name): given.dtype for name, given in schema.spec.inputs().items()}
+    return {**dtypes, "y": "int64" if schema.spec.y == "class" else "float32"}
+
+
+def _encode_x(schema: Schema, row: Row) -> dict[str, Array]:
+    found = [encode_input(row, columns, schema.spec, name) for name, columns in schema.inputs.items()]
+    named = {join_name("x", name): array for one in found for name, array in one.items()}
+    return dict(sorted(named.items()))
+
+
+def _stack_inputs(found: Sequence[Mapping[str, Array]]) -> Arrays:
+    stacked = {name: np.stack([one[name] for one in found]) for name in found[0] if name != "y"}
+    return stacked["x"] if "x" in stacked else {name.removeprefix("x."): array for name, array in stacked.items()}
 
 
 def update(state: SchemaState, values: Mapping[str, Any]) -> SchemaState:
@@ -151,13 +231,16 @@ def update(state: SchemaState, values: Mapping[str, Any]) -> SchemaState:
     return SchemaState(state.schema, state.rows + 1, columns)
 
 
-def name_inputs(schema: Schema) -> list[str]:
-    """Return a name for each number of a sample, if the columns that are not declared have one number each."""
-    return [
-        part
-        for name in schema.x
-        for part in (name_numbers(schema.columns[name], name) if name in schema.columns else [name])
-    ]
+def name_inputs(schema: Schema) -> dict[str, list[str]]:
+    """Return a name for each number of each input; none for texts, or a column that has several numbers undeclared."""
+    return {
+        input: [
+            part
+            for name in names
+            for part in (name_numbers(schema.columns[name], name) if name in schema.columns else [name])
+        ]
+        for input, names in schema.inputs.items()
+    }
 
 
 def scale_of_target(state: SchemaState) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -207,7 +290,10 @@ def add_labels(state: SchemaState, newer: SchemaState | None) -> SchemaState:
 
 def describe_schema(schema: Schema) -> str:
     """Return what decides how rows are encoded, except the version, as a line of JSON."""
-    columns = {name: asdict(column) for name, column in sorted(schema.columns.items())}
+    columns = {
+        name: {key: value for key, value in asdict(column).items() if key != "into" or value is not None}
+        for name, column in sorted(schema.columns.items())
+    }
     return json.dumps({"x": schema.x, "y": schema.y, "columns": columns}, sort_keys=True)
 
 
@@ -258,11 +344,12 @@ def _replace(state: SchemaState, row: Row, names: Sequence[str]) -> Row:
             continue
         column, known = schema.columns[name], state.columns[name]
         try:
-            values[name] = (
-                [encode_target(column, known, values[name])]
-                if name in schema.y
-                else encode_value(column, known, values[name])
-            )
+            if name in schema.y:
+                values[name] = [encode_target(column, known, values[name])]
+            elif column.kind == "text":
+                values[name] = read_text(column, values[name])
+            else:
+                values[name] = encode_value(column, known, values[name])
         except ValueError as error:
             detail = f"the row at {row.begin}, column {name!r}: {str(error)[:200]}"
             if column.kind == "category" and name in schema.y:

@@ -216,3 +216,16 @@ class Tagger(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.tanh(self.embedding(x))).mT
+
+
+class TextAndNumbers(nn.Module):
+    """The mean over the tokens of a text that are no padding, next to numbers, then a linear layer."""
+
+    def __init__(self, ways: int = 2, width: int = 4) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(31_000, width), nn.Linear(width + 2, ways)
+
+    def forward(self, tokens: Tensor, features: Tensor) -> Tensor:
+        known = (tokens != 0)[..., None]
+        mean = (self.embedding(tokens) * known).sum(1) / known.sum(1).clamp(min=1)
+        return self.head(torch.cat([mean, features], 1))

