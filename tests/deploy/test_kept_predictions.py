@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load
 
 import online_meta.outcomes
+from deploy.checks.preflight import open_sources
 from deploy.config.config import read_config
+from deploy.exits import ConfigError
 from deploy.leader import build_outcome, name_outcomes, name_prediction, restore_prediction
 from deploy.server.entities import _take_labels
 from deploy.server.entity_rows import StatisticsUnknown, decode_rows, prediction_to_json, save_tensors
@@ -200,3 +202,8 @@ def test_rows_of_several_tables_need_a_name(tmp_path: Path) -> None:
     ):
         decode_rows(state, [{"price": 1}], targets=False)
     assert decode_rows(state, [{"x": [1.0]}], targets=False).table is None
+    other = read_config(write_sinusoid(tmp_path, '[[source]]\nkind = "http"\ntable = "stores"\n'))
+    with pytest.raises(
+        ConfigError, match=r"\[\[source\]\] http: table = 'stores' is no source with columns: there is none"
+    ):
+        open_sources(other)
