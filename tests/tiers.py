@@ -173,6 +173,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_the_fault_is_fixed": ("01_poison_task_stops_the_run",),
     "test_the_tutorial_runs_as_written": NONE,
     "test_a_notebook_runs_as_written": NONE,
+    "test_a_table_of_texts_feeds_a_frozen_encoder": NONE,
     "test_the_thirds_hold_every_slow_test_once": NONE,
 }
 """The slow tests, and their cases that are not."""

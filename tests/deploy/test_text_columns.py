@@ -130,6 +130,41 @@ def test_a_table_of_texts_and_numbers_is_checked_and_learned(cli: Cli, tmp_path:
     assert np.isfinite(losses).all()
 
 
+def test_a_table_of_texts_feeds_a_frozen_encoder(cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    path = write(tmp_path)
+    begin, sources = path.read_text().split("[[source]]")
+    run, _ = begin.split("[task]")
+    model = f"""
+[task]
+ways = 2
+[task.text]
+tokenizer = "{ENCODER}"
+length = {LENGTH}
+[model]
+build = "trainers.models:transformer_from"
+args = {{ path_or_import = "{ENCODER}", outputs = 2, precision = "float32" }}
+[inner]
+fast = ["head.*"]
+steps = 1
+[meta]
+gradient = "first_order"
+[engine]
+batching = "loop"
+[regret]
+baselines = []
+comparator = []
+"""
+    columns, port = sources.split("[source.columns.price]")[0], sources.split("[serve]")[1]
+    columns = columns.replace('into = "tokens"', "").replace(', "price", "weight"', "")
+    label = '[source.columns.returned]\nkind = "category"\nvalues = ["no", "yes"]\n'
+    path.write_text(f"{run}{model}[[source]]{columns}{label}[serve]{port}")
+    ended = cli("check", path)
+    assert (ended.code, ended.err) == (0, "")
+    row = next(line.split() for line in ended.out.splitlines() if line.split()[:1] == ["support"])
+    assert row[1 : LENGTH + 1] == [str(id) for id in tokenize([TEXTS[0]], ENCODER, LENGTH)[0]]
+
+
 def test_rows_of_an_entity_by_the_names_of_columns_fill_both_inputs(tmp_path: Path) -> None:
     path = write(tmp_path)
     config = read_config(path)
