@@ -17,11 +17,13 @@ from streams.history.erasure import (
     erase_from_archive,
     erase_letters,
     erase_rounds,
+    list_erased_rounds,
     list_logs,
     list_pending,
     log_erasures,
     note_complete,
     plan_erasure,
+    read_erasures,
     rewrite_ledger,
 )
 from streams.history.errors import HistoryBusy
@@ -31,6 +33,7 @@ from streams.history.predictions import list_predicted
 from streams.history.retention import list_removed
 from streams.ingest.dead_letters import read_letters
 from streams.segmenting.by_entity import SUFFIX, read_saved
+from trainers.checkpoint import list_outdated
 from trainers.journal.forgetting import forget_rounds
 from trainers.journal.fork_log import read_branches
 from trainers.journal.run_files import RunFiles
@@ -42,7 +45,10 @@ DERIVED_FOLDERS = ("replay", "tune")
 
 
 class Forgotten(NamedTuple):
-    """What an erasure did: the rounds whose tasks are gone, and how many rounds each branch has still learned."""
+    """What an erasure did: the rounds whose tasks are gone, and how many rounds each branch has still learned.
+
+    Without rounds, checkpoints from before the erasure are gone, which a backup had brought back.
+    """
 
     erasure: Erasure
     rounds: tuple[int, ...]
@@ -92,17 +98,17 @@ def apply_erasures(
         reached: called with each of ``STEPS`` once it is done.
     """
     pending = list_pending(history)
-    if not pending:
+    if not pending and not _list_restored(history, _list_branches(folder)):
         return []
     with ExitStack() as locks:
         locks.enter_context(hold_lock(folder / "forks.lock"))
-        branches = read_branches(folder)
-        files = {name: branches.files_of(folder, name) for name in branches.list_names()}
+        files = _list_branches(folder)
         for one in files.values():
             if one.own.is_dir():
                 locks.enter_context(hold_lock(one.own / "trainer.lock"))
         log_erasures(history, pending)
-        return [_apply(history, files, erasure, reached) for erasure in pending]
+        done = [_apply(history, files, erasure, reached) for erasure in pending]
+        return [*done, *_forget_restored(history, files)]
 
 
 def _apply(
@@ -128,6 +134,27 @@ def _apply(
     note_complete(history, erasure)
     reached("complete")
     return Forgotten(erasure, tuple(rounds), learned)
+
+
+def _list_branches(folder: Path) -> dict[str, RunFiles]:
+    branches = read_branches(folder)
+    return {name: branches.files_of(folder, name) for name in branches.list_names()}
+
+
+def _list_restored(history: History, branches: dict[str, RunFiles]) -> list[str]:
+    """Return the branches with a checkpoint that has learned from tasks that were erased since, as a backup has it."""
+    erased = list_erased_rounds(history)
+    return [name for name, files in branches.items() if any(erased) and list_outdated(files.checkpoints, erased)]
+
+
+def _forget_restored(history: History, branches: dict[str, RunFiles]) -> list[Forgotten]:
+    """Forget what restored checkpoints have learned from erased tasks, and all that was learned after these."""
+    rounds = sorted({round for gone in list_erased_rounds(history) for round in gone})
+    learned = {
+        name: forget_rounds(branches[name], rounds, partial(list_removed, history.query))
+        for name in _list_restored(history, branches)
+    }
+    return [Forgotten(read_erasures(history)[-1], (), learned)] if learned else []
 
 
 def _remove_derived(run: RunFiles, branches: dict[str, RunFiles]) -> None:

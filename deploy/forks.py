@@ -246,7 +246,8 @@ def _copy_checkpoint(parent: RunFiles, target: Path, rounds: int) -> None:
         raise CommandError(TRY_LATER, f"the run removes the checkpoint of round {rounds}: try again") from error
     unfinished = target / parent.checkpoints.name / f".{rounds}.unfinished"
     unfinished.mkdir(parents=True)
-    publish_checkpoint(unfinished, rounds, write_shard(unfinished, 0, checkpoint.learners), checkpoint.settings, 1)
+    digests = write_shard(unfinished, 0, checkpoint.learners)
+    publish_checkpoint(unfinished, rounds, digests, checkpoint.settings, keep=1, erasures=checkpoint.erasures)
 
 
 def play_branch(folder: Path, name: str, progress: Callable[[int, int], None], stop: Event | None = None) -> int:

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,12 +39,13 @@ class Checkpoint(NamedTuple):
     """The state of every learner after ``rounds`` rounds, and the settings that led to it.
 
     No other state is needed: random numbers are functions of the seed and the round, and the regret ledger is computed
-    from the round records.
+    from the round records. ``erasures`` is how many entities had been erased from the history when it was written.
     """
 
     rounds: int
     learners: dict[str, Params]
     settings: dict[str, Any]
+    erasures: int = 0
 
     @property
     def leader(self) -> str:
@@ -69,7 +70,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> float:
     start_time = time.monotonic()
     unfinished = begin_checkpoint(folder, checkpoint.rounds)
     digests = write_shard(unfinished, 0, checkpoint.learners)
-    publish_checkpoint(unfinished, checkpoint.rounds, digests, checkpoint.settings, keep)
+    publish_checkpoint(unfinished, checkpoint.rounds, digests, checkpoint.settings, keep, erasures=checkpoint.erasures)
     return time.monotonic() - start_time
 
 
@@ -115,6 +116,7 @@ def publish_checkpoint(
     settings: Mapping[str, Any],
     keep: int,
     pinned: Collection[int] = (),
+    erasures: int = 0,
 ) -> None:
     """Make a checkpoint visible whose shards are written, and remove old ones.
 
@@ -127,10 +129,12 @@ def publish_checkpoint(
         settings: of the run.
         keep: number of newest checkpoints to keep.
         pinned: rounds of further checkpoints to keep.
+        erasures: how many entities have been erased from the history.
     """
     folder = unfinished.parent
     target = folder / str(rounds)
     manifest = {"format": FORMAT, "rounds": rounds, "sha256": dict(digests), "settings": settings}
+    manifest |= {"erasures": erasures} if erasures else {}
     write_durably(unfinished / MANIFEST, json.dumps({**manifest, "manifest": _digest(manifest)}, indent=1).encode())
     sync_path(unfinished)
     if target.exists():  # A run that fell back to an older checkpoint writes this one again.
@@ -175,7 +179,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if hashlib.sha256(data).hexdigest() != digest:
             raise CheckpointError(f"{path / name} is damaged: its SHA-256 differs from the manifest")
         learners.setdefault(_learner_of(name, manifest["format"]), {}).update(copy_aligned(load(data)))
-    return Checkpoint(manifest["rounds"], learners, manifest["settings"])
+    return Checkpoint(manifest["rounds"], learners, manifest["settings"], manifest.get("erasures", 0))
 
 
 def _learner_of(file: str, version: int) -> str:
@@ -207,6 +211,24 @@ def read_latest_settings(folder: Path) -> dict[str, Any] | None:
             settings: dict[str, Any] = _read_manifest(folder / str(rounds) / MANIFEST)["settings"]
             return settings
     return None
+
+
+def list_outdated(folder: Path, erased: Sequence[Collection[int]]) -> list[int]:
+    """Return the rounds of the checkpoints that have learned from tasks that were erased after they were written.
+
+    Such a checkpoint comes from a backup. One that cannot be read is left out.
+
+    Args:
+        folder: of all checkpoints.
+        erased: the rounds of each erasure of the history, in the order in which they were made.
+    """
+    found = []
+    for rounds in list_checkpoints(folder):
+        with contextlib.suppress(CheckpointError):
+            known = _read_manifest(folder / str(rounds) / MANIFEST).get("erasures", 0)
+            if any(round < rounds for gone in erased[known:] for round in gone):
+                found.append(rounds)
+    return found
 
 
 def load_latest(folder: Path) -> Checkpoint | None:

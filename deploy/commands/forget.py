@@ -46,6 +46,8 @@ def _describe(done: Forgotten, run: Path) -> str:
     rounds, logs = done.rounds, list_logs(RunFiles(run).history)
     which = f"{len(rounds)} rounds, from {rounds[0]} to {rounds[-1]}" if rounds else "no round"
     learned = "; ".join(f"{name} learns again from round {first} on" for name, first in done.learned.items())
+    if learned and not rounds:
+        which = "what checkpoints from before an erasure, as a backup has them, had learned"
     return "\n".join(
         [
             f"erased {which}{f': the next start of {learned}' if learned else ''}",

@@ -5,7 +5,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from online_meta.batches import first_tensor
 from online_meta.functional.calling import Arguments, read_arguments
-from online_meta.types import Params, Tensors
+from online_meta.types import LossFn, Params, Tensors
 
 
 class ModuleTensors(NamedTuple):
@@ -28,6 +28,7 @@ class ModuleTensors(NamedTuple):
         frozen: names of the weights with ``requires_grad`` false.
         buffers: names of the buffers, shared ones under each of their names.
         constants: copies of the buffers and of the frozen weights.
+        widened: the frozen weights in float64 by device, while ``widen_once`` keeps them.
     """
 
     learned: dict[str, tuple[torch.Size, torch.dtype]]
@@ -35,6 +36,7 @@ class ModuleTensors(NamedTuple):
     frozen: frozenset[str]
     buffers: frozenset[str]
     constants: Params
+    widened: dict[torch.device, Params]
 
 
 def capture_tensors(module: nn.Module) -> ModuleTensors:
@@ -63,6 +65,7 @@ def capture_tensors(module: nn.Module) -> ModuleTensors:
         frozenset(frozen),
         frozenset(name for name, _ in module.named_buffers(remove_duplicate=False)),
         constants,
+        {},
     )
 
 
@@ -132,7 +135,30 @@ def place_constants(tensors: ModuleTensors, params: Params, x: Tensors) -> Param
     if len(given) != 1 or given <= own:
         return {name: value.to(device) for name, value in constants.items()}
     (target,) = given
-    return {name: value.to(device, _moved_dtype(value.dtype, own, target)) for name, value in constants.items()}
+    kept = tensors.widened.get(device, {}) if target is torch.float64 else {}
+    return {
+        name: kept[name] if name in kept else value.to(device, _moved_dtype(value.dtype, own, target))
+        for name, value in constants.items()
+    }
+
+
+@contextmanager
+def widen_once(loss: LossFn, x: Tensors) -> Iterator[None]:
+    """Keep the frozen weights of a loss in float64 on the device of ``x``, so that not each call converts them."""
+    tensors = getattr(loss, "tensors", None)
+    if not isinstance(tensors, ModuleTensors):
+        yield
+        return
+    device, own = first_tensor(x).device, {dtype for _, dtype in tensors.learned.values()}
+    with torch.inference_mode(False), torch.no_grad():
+        tensors.widened[device] = {
+            name: tensors.constants[name].to(device, _moved_dtype(tensors.constants[name].dtype, own, torch.float64))
+            for name in tensors.frozen
+        }
+    try:
+        yield
+    finally:
+        tensors.widened.pop(device, None)
 
 
 def _moved_dtype(dtype: torch.dtype, own: set[torch.dtype], target: torch.dtype) -> torch.dtype:

@@ -18,6 +18,7 @@ from online_meta.functional.intent import Intent
 from online_meta.functional.keyed import Role
 from online_meta.functional.model import ModelLoss, find_misfits, find_unfaithful_outputs
 from online_meta.functional.randomness import INIT_STEP
+from online_meta.functional.stateless import widen_once
 from online_meta.inner import Inner, choose_start, drawing, query_loss, run_inner_loop
 from online_meta.metagrads.exact import exact
 from online_meta.preflight.diagnosis import (
@@ -51,11 +52,7 @@ from online_meta.tree import to_float64
 from online_meta.types import Batch, Carry, Meta, MetaGrad, MetaGradient, Params, Seen, Task
 
 MAX_SAMPLES = 8
-
-
 MAX_TASKS = 2
-
-
 MAX_STEPS = 2
 
 
@@ -268,7 +265,8 @@ def preflight(
     )
     with torch.random.fork_rng(devices), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch repeats these warnings in training
-        _examine(make_probe(inner, meta, tasks, intent), found, gradient, second, remarks)
+        with widen_once(inner.loss, tasks[0].support.x):
+            _examine(make_probe(inner, meta, tasks, intent), found, gradient, second, remarks)
     return Preflight(tuple(dict.fromkeys(found.problems)), tuple(dict.fromkeys(found.notes)))
 
 

@@ -148,11 +148,21 @@ def _read_header(path: PurePath, file: BinaryIO, columns: Sequence[str], grows: 
         raise ValueError(f"{path} is empty; its first line must name the columns")
     if line is None:
         return None
-    names = next(csv.reader([line.decode("utf-8-sig")]), [])
+    names = _read_names(path, line)
     for name in columns:
         if names.count(name) != 1:
             raise ValueError(f"{path} has {names.count(name) or 'no'} columns {name!r}; it has {', '.join(names)}")
     return names
+
+
+def _read_names(path: PurePath, line: bytes) -> list[str]:
+    try:
+        return next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")]), [])
+    except (ValueError, csv.Error) as error:
+        ends = ": lines must end with \\n or \\r\\n, not with \\r alone" if b"\r" in line.rstrip(b"\r\n") else ""
+        raise ValueError(
+            f"{path}: its first line, which must name the columns, cannot be read ({error}){ends}"
+        ) from error
 
 
 def _read_line(file: BinaryIO, grows: bool) -> bytes | None:
@@ -171,7 +181,7 @@ def _parse(begin: int, end: int, line: bytes, names: list[str] | None, columns: 
     try:
         if end - begin > LINE_BYTES:
             raise ValueError(f"it has {end - begin} bytes; at most {LINE_BYTES} are read")
-        text = line.decode("utf-8").rstrip("\r\n")
+        text = line.decode("utf-8-sig" if begin == 0 else "utf-8").rstrip("\r\n")
         values = json.loads(text) if names is None else _parse_csv(text, names)
         if not isinstance(values, dict):
             raise ValueError("it is not a JSON object")

@@ -121,6 +121,22 @@ def _from_json(line: dict[str, Any]) -> Erasure:
     return Erasure(**{item.name: values[item.name] for item in dataclasses.fields(Erasure)})
 
 
+def count_erasures(history_folder: Path) -> int:
+    """Return how many erasures the log in the folder of a history, or of a replay's files, has."""
+    path = history_folder / LOG
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
+def list_erased_rounds(history: History) -> list[tuple[int, ...]]:
+    """Return the rounds that each erasure has erased from the ledger, in the order of the erasures."""
+    if not archive_index.has_erasures(history.query):
+        return []
+    found: dict[tuple[str, float], list[int]] = {}
+    for digest, timestamp, round in history.query("SELECT digest, timestamp, round FROM forgotten ORDER BY round"):
+        found.setdefault((digest, timestamp), []).append(round)
+    return [tuple(found.get((one.digest, one.timestamp), ())) for one in read_erasures(history)]
+
+
 def log_erasures(history: History, erasures: Sequence[Erasure]) -> None:
     """Add erasures, durably, to the logs that lack them.
 

@@ -244,6 +244,11 @@ class Groups:
             raise Rejected("wrong_dtype", f"the row at {row.begin}, {self._options.group_by!r}: {error}") from error
         if key is None:
             raise Rejected("missing_tensor", f"the row at {row.begin} has no key in {self._options.group_by!r}")
+        try:
+            key.encode()
+        except UnicodeEncodeError as error:
+            found = f"the row at {row.begin}, {self._options.group_by!r}: the key has half of a character: {error}"
+            raise Rejected("unreadable", found) from error
         return key
 
     def _read_time(self, row: Row) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 from annotated_types import Ge, MinLen
 
 from streams.formats.numbers import MISSING, read_number, unify_key
@@ -13,6 +14,9 @@ from streams.tables.times import read_time
 
 LARGEST = 10.0
 """The largest size of a standardised number: what lies further from the mean is set to it."""
+
+FARTHEST = float(np.finfo(np.float32).max)
+"""The largest size of a number that is read: the squares of larger ones would make the statistics infinite."""
 
 Part = Literal["day", "weekday", "yearday", "hour"]
 """What a date gives: its day, as one number; the weekday, the day of the year or the time of day, on a circle."""
@@ -219,10 +223,10 @@ def _read(column: DeclaredColumn, value: Any) -> float | None:
         return None
     if unify_key(value) is None:
         return None
-    number = float(read_number(value, whole=False)) if column.kind == "number" else read_time(value) / 86400
-    if not math.isfinite(number):
-        raise ValueError(f"{value!r} is not finite")
-    return number
+    number = read_number(value, whole=False) if column.kind == "number" else read_time(value) / 86400
+    if not abs(number) <= FARTHEST:
+        raise ValueError(f"{str(value)[:80]!r} is not finite, or beyond {FARTHEST:.2g}, the range of float32")
+    return float(number)
 
 
 def _scale(column: DeclaredColumn, state: ColumnState, number: float) -> float:

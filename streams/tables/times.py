@@ -1,6 +1,5 @@
 """Read dates, times and spans of time as seconds."""
 
-import math
 import re
 from datetime import UTC, date, datetime
 from typing import Any
@@ -40,10 +39,10 @@ def read_time(value: Any) -> float:
         value = datetime(value.year, value.month, value.day)
     if isinstance(value, datetime):
         return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
-    seconds = float(read_number(value, whole=False))
-    if not math.isfinite(seconds) or not -62135596800 <= seconds <= LATEST:
-        raise ValueError(f"{value!r} is no time in Unix seconds: it lies outside the years 1 to 9999")
-    return seconds
+    seconds = read_number(value, whole=False)
+    if not -62135596800 <= seconds <= LATEST:  # Also if it is NaN, or a whole number too large for a float.
+        raise ValueError(f"{str(value)[:80]!r} is no time in Unix seconds: it lies outside the years 1 to 9999")
+    return float(seconds)
 
 
 def _read_text(text: str) -> Any:

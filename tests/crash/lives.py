@@ -10,6 +10,8 @@ from tests.crash.edges import check_letters, fill_spool, make_spool_life, write_
 from tests.crash.random_lives import make_random_life
 from tests.crash.repairs import check_rebuilt, check_repaired, damage, lose_ledger, rebuild, run_repair
 from tests.crash.scenarios import Play, ingest, keep, recover, retain, seal
+from tests.crash.tables import make_table_life
+from tests.support.entity_tables import FORMATS
 
 RANDOM = "random-"
 
@@ -40,6 +42,9 @@ SCENARIOS = HISTORY | {
     "keep": Life(_keep, _check_kept, fill_spool, _keep),
     "letters": Life(partial(write_letters, range(6)), check_letters, again=partial(write_letters, range(6, 11))),
 }
+for _format in FORMATS:
+    _prepare, _play, _check = make_table_life(_format)
+    SCENARIOS[f"table-{_format}"] = Life(_play, _check, _prepare, _play)
 
 
 def find_life(name: str) -> Life:

@@ -25,9 +25,13 @@ PARTS = {
     "keep": [16],
     "letters": [28],
     "random-0-1": [24],
+    "table-csv": [24],
+    "table-jsonl": [12],
+    "table-parquet": [12],
+    "table-sql": [12],
 }
 """The number of points per scenario, split into parts that can run in parallel."""
-AFTER = {"ingest": 3, "seal": 2, "retain": 2, "rebuild": 1, "move": 1, "letters": 1}
+AFTER = {"ingest": 3, "seal": 2, "retain": 2, "rebuild": 1, "move": 1, "letters": 1, "table-csv": 1, "table-sql": 1}
 """After how many faults of each scenario the next start gets another fault, at ``SECONDS`` points each."""
 SECONDS = 4
 

@@ -31,7 +31,7 @@ from streams.spec import Limits, TaskSpec
 from streams.types import Arrival, Receipt, Record, Rejected, Scales
 from tests.deploy.conftest import Cli
 from tests.support.runs import SETTINGS, changed, lines, play, task
-from trainers.checkpoint import list_checkpoints
+from trainers.checkpoint import list_checkpoints, load_checkpoint
 from trainers.journal.quarantine import QuarantineLog, QuarantineReader, make_quarantine
 from trainers.journal.run_files import RunFiles
 
@@ -236,6 +236,22 @@ def test_a_restored_backup_is_erased_again(run: RunFiles, tmp_path: Path) -> Non
         assert [one.rounds for one in apply_erasures(history, run.folder)] == [OWN]
     assert find_traces(run.folder) == []
     assert play_on(run) == learned
+
+
+def test_checkpoints_that_alone_are_restored_are_forgotten_again(run: RunFiles, tmp_path: Path) -> None:
+    backup = shutil.copytree(run.checkpoints, tmp_path / "backup")
+    forget_entity(run.folder, KEY)
+    learned = play_on(run)
+    with closing(History.open(run.history, write=True)) as history:
+        assert apply_erasures(history, run.folder) == []
+    shutil.rmtree(run.checkpoints)
+    shutil.copytree(backup, run.checkpoints)
+    with closing(History.open(run.history, write=True)) as history:
+        (done,) = apply_erasures(history, run.folder)
+    assert (done.rounds, done.learned) == ((), {"main": 3})
+    assert list_checkpoints(run.checkpoints) == [3]
+    assert play_on(run) == learned
+    assert load_checkpoint(run.checkpoints / str(ROUNDS - 2)).erasures == 1
 
 
 def test_the_same_tasks_are_not_taken_again_and_leave_no_letter(run: RunFiles) -> None:

@@ -1,4 +1,4 @@
-"""A run of a model with two inputs, tokens and a mask, and of weighted samples, from HTTP to the replay."""
+"""Runs of a model with two inputs, tokens and a mask, and of weighted samples, from HTTP to the replay."""
 
 from pathlib import Path
 
@@ -115,3 +115,22 @@ def test_a_model_with_two_inputs_is_served_restarted_and_replayed(cli: Cli, tmp_
         one["learners"] for one in lines(tmp_path / "run/rounds.jsonl")
     ]
     assert {one["kind"] for one in lines(tmp_path / "again/comparators.jsonl")} == {"hindsight", "dynamic"}
+
+
+def test_two_ranks_learn_the_same_bits_of_named_inputs_and_weights(cli: Cli, tmp_path: Path) -> None:
+    """The run is played by two real ranks, and its replay by one process without ranks."""
+    config = write_config(tmp_path)
+    ranks = ("engine.kind=deepspeed", "engine.processes=2", "engine.deterministic=true", "engine.zero_stage=2")
+    with running_daemon(config, "engine.batching=loop", *ranks) as daemon:
+        for t in range(ROUNDS):
+            assert daemon.post(encode(make_task(t, weighted=t % 3 == 2)), f"task-{t}").status_code == 201
+        daemon.wait_until_learned(ROUNDS, seconds=200)
+        assert daemon.drain() == 0
+        assert "Traceback" not in daemon.log.read_text()
+    assert len([*(tmp_path / f"run/checkpoints/{ROUNDS}").glob("ftml.*.safetensors")]) == 2, "each rank has a shard"
+    config.write_text(f'{config.read_text()}\n[engine]\nbatching = "loop"\n')
+    ended = cli("replay", config, "--history", tmp_path / "run/history", "--out", tmp_path / "again")
+    assert ended.code == 0, ended.err
+    assert leader_hash(tmp_path / "again") == leader_hash(tmp_path / "run")
+    mine, theirs = (lines(tmp_path / name / "rounds.jsonl") for name in ("again", "run"))
+    assert [one["learners"] for one in mine] == [one["learners"] for one in theirs]

