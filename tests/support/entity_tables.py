@@ -43,13 +43,16 @@ OPTIONS: dict[str, Any] = {
 
 
 def make_table(first: int, last: int) -> list[tuple[Any, ...]]:
-    """Return the rows ``first`` .. ``last`` - 1: missing prices, new colours, and a store without a name in a few."""
+    """Return the rows ``first`` .. ``last`` - 1: missing prices, new colours, and a store without a name in a few.
+
+    After every eleven rows, days pass, so that the next row closes the tasks of several stores.
+    """
     table = []
     for n in range(first, last):
         draw = random.Random(n)
         price = None if draw.random() < 0.2 else draw.randint(100, 300) / 100
         store = "" if n % 13 == 12 else f"Café {draw.randrange(3)}"
-        day = (datetime(2024, 1, 1, tzinfo=UTC) + timedelta(hours=5 * n)).isoformat()
+        day = (datetime(2024, 1, 1, tzinfo=UTC) + timedelta(hours=3 * n, days=9 * (n // 11))).isoformat()
         table.append((n + 1, store, price, draw.choice(["red", "blue", "green"]), day, draw.randrange(50)))
     return table
 
