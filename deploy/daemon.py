@@ -168,8 +168,7 @@ def _serve(config: Config, ready: Callable[[str], None], drain: Drain) -> None:
         probes = cleanup.enter_context(contextlib.closing(ProbeServer(bind_probes(config.serve), config.serve.limits)))
         history = cleanup.enter_context(open_history(files, config.history))
         for one in apply_erasures(history, files.folder):
-            done = one.erasure.digest[:16], len(one.rounds), one.learned
-            log.warning("completed the erasure %s…, of %d rounds; rounds that branches have still learned: %s", *done)
+            log.warning("completed the erasure %s", one)
         check_tasks(history, config.task, files.history)
         check_same_run(config, files)
         sources = open_sources(config, history)

@@ -54,6 +54,11 @@ class Forgotten(NamedTuple):
     rounds: tuple[int, ...]
     learned: dict[str, int]
 
+    def __str__(self) -> str:
+        """Describe it for the log."""
+        kept = ", ".join(f"{name} has learned {rounds} rounds" for name, rounds in self.learned.items())
+        return f"{self.erasure.digest[:16]}…, of {len(self.rounds)} rounds{kept and f'; now {kept}'}"
+
 
 def forget_entity(folder: Path, key: str | None, reached: Callable[[str], None] = lambda step: None) -> list[Forgotten]:
     """Erase all that the run in ``folder`` holds of an entity, after the erasures that are not complete yet.

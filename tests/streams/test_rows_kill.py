@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from streams.segmenting import by_entity
 from streams.segmenting.by_entity import EntitySource
 from streams.segmenting.grouping import Groups
 from streams.spec import Limits
+from streams.types import Conflict, Receipt, Record
 from tests.support.entity_tables import FORMATS, SPEC, append_rows, describe_groups, expect, list_kept, make_source
 from tests.support.ingesting import until
 
@@ -65,8 +66,12 @@ def read_dying(folder: Path, format: str, place: str, after: bool, count: int) -
 
     setattr(owner, name, call)
     append = History.append
-    # Reading is ahead of the commits.
-    History.append = lambda self, records: time.sleep(0.02) or append(self, records)  # type: ignore[method-assign]
+
+    def append_slowly(self: History, records: Sequence[Record]) -> list[Receipt | Conflict]:
+        time.sleep(0.02)  # so that reading is ahead of the commits
+        return append(self, records)
+
+    History.append = append_slowly  # type: ignore[method-assign]
     pull(folder, format, format != "parquet", lambda source: False)
 
 
