@@ -1,9 +1,9 @@
 """Step meta-parameters with a torch optimizer: the single-process ``Engine``."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,7 +74,8 @@ class MetaOptimizer:
     """The single-process ``Engine``: holds meta-parameters and steps them with a torch optimizer.
 
     A step uses the gradient g = (sum of gradients) / weight, clipped to the global norm ``clip_norm``. A step whose
-    loss or gradient is not finite is skipped and changes nothing.
+    loss or gradient is not finite is skipped and changes nothing. The parameters are parts of few flat buffers, so that
+    a step takes few operations, whatever the number of parameters.
     """
 
     rank = 0
@@ -106,13 +107,16 @@ class MetaOptimizer:
         self._options = read_options(name, options or {})
         if not lr >= 0:
             raise ValueError(f"lr is {lr}: a learning rate is 0 or more")
-        self._meta = Meta(*({n: w.detach().clone() for n, w in part.items()} for part in meta))
+        parameters = {name: value.detach() for name, value in flatten_meta(meta).items()}
+        self._packing = plan_packing(parameters)
+        self._buffers = [buffer.clone() for buffer in self._packing.join(parameters)]
+        self._meta = unflatten_meta(self._packing.split(self._buffers))
         self._name, self._clip_norm, self._lr = name, clip_norm, lr
 
     @cached_property
     def _optimizer(self) -> torch.optim.Optimizer:
         """The torch optimizer, created on first use: creating one imports torch's compiler, which takes a second."""
-        return make_optimizer(self._name, flatten_meta(self._meta).values(), self._lr, self._options)
+        return make_optimizer(self._name, self._buffers, self._lr, self._options)
 
     def meta(self) -> Meta:
         """Return the current meta-parameters, shared with the optimizer; do not write to them."""
@@ -121,10 +125,11 @@ class MetaOptimizer:
     @outside_inference_mode
     def apply(self, sums: MetaGrad, weight: float) -> StepReport:
         """Make one step with the gradient ``sums`` / ``weight``; report its norm before clipping."""
-        grads, report = average_and_clip(sums, weight, self._clip_norm)
+        joined = self._packing.join(flatten_meta(sums.grads))
+        grads, report = average_and_clip(joined, sums.loss, weight, self._clip_norm)
         if report.skipped is None:
-            for name, parameter in flatten_meta(self._meta).items():
-                parameter.grad = grads[name]
+            for buffer, grad in zip(self._buffers, grads, strict=True):
+                buffer.grad = grad
             set_lr(self._optimizer, self._lr * self.lr_scale)
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
@@ -132,14 +137,13 @@ class MetaOptimizer:
 
     def save(self, keep: TensorFilter | None = None) -> Params:
         """Return CPU copies of parameters (``weights.*`` and ``rule.*``) and optimizer state (``optimizer.*``)."""
-        parameters = flatten_meta(self._meta)
-        state = {
-            f"{STATE_PREFIX}{key}.{name}": value
-            for name, parameter in parameters.items()
-            for key, value in self._optimizer.state.get(parameter, {}).items()
-            if isinstance(value, Tensor)
-        }
-        return {name: copy_to_cpu(value) for name, value in {**parameters, **state}.items() if not keep or keep(name)}
+        found = flatten_meta(self._meta)
+        for index, buffer in enumerate(self._buffers):
+            for key, value in self._optimizer.state.get(buffer, {}).items():
+                if isinstance(value, Tensor):
+                    parts = self._split_state(index, key, value)
+                    found |= {f"{STATE_PREFIX}{key}.{name}": part for name, part in parts.items()}
+        return {name: copy_to_cpu(value) for name, value in found.items() if not keep or keep(name)}
 
     @outside_inference_mode
     def load(self, saved: Params) -> None:
@@ -153,9 +157,91 @@ class MetaOptimizer:
             for name, parameter in parameters.items():
                 parameter.copy_(saved[name])
         self._optimizer.state.clear()
+        by_key: dict[str, Params] = {}
         for (key, name), value in saved_state(saved).items():
-            device = "cpu" if key in SCALAR_STATE else parameters[name].device
-            self._optimizer.state[parameters[name]][key] = value.detach().to(device, copy=True)
+            by_key.setdefault(key, {})[name] = value.detach()
+        for index, buffer in enumerate(self._buffers):
+            for key, parts in by_key.items():
+                if self._packing.names[index][0] in parts:
+                    self._optimizer.state[buffer][key] = self._join_state(index, key, parts, buffer.device)
+
+    def _split_state(self, index: int, key: str, value: Tensor) -> Params:
+        """Return the state of each parameter in a buffer; all have its scalar state."""
+        if key in SCALAR_STATE:
+            return dict.fromkeys(self._packing.names[index], value)
+        return self._packing.split_one(index, value)
+
+    def _join_state(self, index: int, key: str, parts: Params, device: torch.device) -> Tensor:
+        """Return a copy of the state of a buffer; the inverse of ``_split_state``."""
+        if key in SCALAR_STATE:
+            return copy_to_cpu(parts[self._packing.names[index][0]])
+        return self._packing.join_one(index, parts).to(device, copy=True)
+
+
+BUFFER_NUMBERS = 1 << 20
+"""About the largest number of numbers in a buffer; a larger tensor has a buffer of its own."""
+
+ALIGNMENT = 64
+"""Each tensor in a buffer starts at a multiple of as many numbers, so that it is aligned as tensors of its own are."""
+
+
+class Packing(NamedTuple):
+    """Which part of which flat buffer each tensor is.
+
+    Attributes:
+        names: of the tensors in each buffer, in their order.
+        shapes: of the tensors by name.
+    """
+
+    names: tuple[tuple[str, ...], ...]
+    shapes: dict[str, torch.Size]
+
+    def join(self, tensors: Params) -> list[Tensor]:
+        """Return the buffers of all tensors; a buffer of a single tensor may be a view of it."""
+        return [self.join_one(index, tensors) for index in range(len(self.names))]
+
+    def join_one(self, index: int, tensors: Params) -> Tensor:
+        """Return the buffer number ``index``, with zeros between the tensors."""
+        names = self.names[index]
+        if len(names) == 1:
+            return tensors[names[0]].detach().reshape(-1)
+        gap = tensors[names[0]].new_zeros(ALIGNMENT)
+        parts: list[Tensor] = []
+        for name in names:
+            part = tensors[name].detach().reshape(-1)
+            parts += [part, gap[: -len(part) % ALIGNMENT]]
+        return torch.cat(parts)
+
+    def split(self, buffers: Sequence[Tensor]) -> Params:
+        """Return the tensors in buffers, as views; those of ``shapes``, in its order."""
+        found: Params = {}
+        for index, buffer in enumerate(buffers):
+            found |= self.split_one(index, buffer)
+        return {name: found[name] for name in self.shapes}
+
+    def split_one(self, index: int, buffer: Tensor) -> Params:
+        """Return the tensors in the buffer number ``index``, as views."""
+        found, first = {}, 0
+        for name in self.names[index]:
+            count = self.shapes[name].numel()
+            found[name] = buffer[first : first + count].view(self.shapes[name])
+            first += count + -count % ALIGNMENT
+        return found
+
+
+def plan_packing(tensors: Params) -> Packing:
+    """Return how tensors are packed into few buffers, each with tensors of one dtype on one device."""
+    groups: dict[tuple[torch.dtype, torch.device], list[list[str]]] = {}
+    filled: dict[tuple[torch.dtype, torch.device], int] = {}
+    for name, tensor in tensors.items():
+        kind, count = (tensor.dtype, tensor.device), tensor.numel()
+        if kind not in groups or filled[kind] + count > BUFFER_NUMBERS:
+            groups.setdefault(kind, []).append([])
+            filled[kind] = 0
+        groups[kind][-1].append(name)
+        filled[kind] += count
+    names = tuple(tuple(group) for found in groups.values() for group in found)
+    return Packing(names, {name: tensor.shape for name, tensor in tensors.items()})
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -223,18 +309,20 @@ def make_optimizer(
     return OPTIMIZERS[name](list(parameters), lr=lr, **checked)  # type: ignore[call-arg]
 
 
-def average_and_clip(sums: MetaGrad, weight: float, clip_norm: float | None) -> tuple[Params, StepReport]:
-    """Return ``sums`` / ``weight`` by name, clipped to the global norm ``clip_norm``, and the step's report.
+def average_and_clip(
+    sums: Sequence[Tensor], loss: Tensor, weight: float, clip_norm: float | None
+) -> tuple[list[Tensor], StepReport]:
+    """Return ``sums`` / ``weight``, clipped to the global norm ``clip_norm``, and the step's report.
 
     The report has the norm before clipping; ``skipped`` is "not_finite" if the loss or the norm is not finite.
     """
     with torch.no_grad():
-        mean = {name: grad.detach() / weight for name, grad in flatten_meta(sums.grads).items()}
-        norm = math.sqrt(sum(float(sum_of_squares(grad)) for grad in mean.values()))
-        if not (math.isfinite(norm) and math.isfinite(float(sums.loss))):
+        mean = [grad.detach() / weight for grad in sums]
+        norm = math.sqrt(sum(float(sum_of_squares(grad)) for grad in mean))
+        if not (math.isfinite(norm) and math.isfinite(float(loss))):
             return mean, StepReport(norm, "not_finite")
         shrink = 1.0 if clip_norm is None else min(1.0, clip_norm / (norm + 1e-12))
-        return {name: grad * shrink for name, grad in mean.items()}, StepReport(norm, None)
+        return mean if shrink == 1.0 else [grad * shrink for grad in mean], StepReport(norm, None)
 
 
 def saved_state(saved: Params) -> dict[tuple[str, str], Tensor]:

@@ -303,12 +303,13 @@ class ShardedOptimizer:
         """
         if self.gather is None:
             sums, weight = self._sum_over_ranks(sums, weight)
-        grads, report = average_and_clip(sums, weight, self._clip_norm)
+        summed = flatten_meta(sums.grads)
+        grads, report = average_and_clip([summed[name] for name in self._parts], sums.loss, weight, self._clip_norm)
         if report.skipped is None:
             # DeepSpeed's communication cannot be timed separately from its step: all of it counts as waiting.
             with self._measure_collective(), _silence_warnings():
                 with self._gathered_parameters():
-                    self._engine.backward(self._engine(grads=[grads[name] for name in self._parts]))
+                    self._engine.backward(self._engine(grads=grads))
                 set_lr(get_torch_optimizer(self._engine, self._stage), self._lr * self.lr_scale)
                 self._engine.step()
             self._meta = self._gather_meta()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from safetensors import safe_open
 from safetensors.torch import save
 
+from online_meta.meta_optimizer import copy_to_cpu
 from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.types import State
 from trainers.learner_settings import Decision
@@ -71,7 +72,7 @@ def encode_leader(
         leads: the name of the learner that leads; None if it is ``learner``.
         decisions: those of the run's race that hold; the metadata contain them as JSON, if there are any.
     """
-    plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    plain = {name: copy_to_cpu(value).contiguous() for name, value in state.items()}  # They may share memory.
     metadata = {"round": str(rounds), "learner": learner} | ({"updates": str(idle_updates)} if idle_updates else {})
     metadata |= {"leads": leads} if leads not in (None, learner) else {}
     if decisions:
