@@ -33,3 +33,11 @@ def _restore_deterministic_algorithms() -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, nothing is committed because time has passed."""
+    monkeypatch.setattr("trainers.loop.rounds.should_commit", lambda journal: False)
+    monkeypatch.setattr("trainers.loop.rounds.should_report", lambda run, journal: False)
+    monkeypatch.setattr("trainers.loop.rounds.PUBLISH_SECONDS", 1e9)

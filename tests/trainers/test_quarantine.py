@@ -183,8 +183,11 @@ class Death(BaseException):
     """Stands for the end of a process in the middle of an update."""
 
 
-def die_in(monkeypatch, folder, history, settings, round):
-    """Open the run as the trainer process does, and end it in the middle of the update that contains ``round``."""
+def die_in(monkeypatch, folder, history, settings, round, loses_lines=False):
+    """Open the run as the trainer process does, and end it in the middle of the update that contains ``round``.
+
+    A kill may lose the lines that wait to be committed.
+    """
     run = open_run(settings, RunFiles(folder), history, count_deaths=True)
     learn = run.learners["ftml"].learn
 
@@ -197,10 +200,21 @@ def die_in(monkeypatch, folder, history, settings, round):
     try:
         play_rounds(run, Event(), ROUNDS)
     except Death:
+        if loses_lines:
+            assert [line["round"] for line in run.journal.pending_lines] == [3]
+            run.journal.pending_lines.clear()
         return True
     finally:
         close_run(run)
     return False
+
+
+def test_a_death_counts_for_its_own_round_although_the_lines_before_are_lost(tmp_path, make, monkeypatch, unhurried):
+    history, folder = make(), tmp_path / "run"
+    settings = changed(poisoned(), checkpoint={"every_rounds": 3})
+    deaths = [die_in(monkeypatch, folder, history, settings, 4, loses_lines=True) for _ in range(3)]
+    assert deaths == [True, True, False]
+    assert skipped_rounds(folder) == [4]
 
 
 def test_two_deaths_in_the_update_of_a_round_quarantine_it(tmp_path, make, monkeypatch):

@@ -33,19 +33,29 @@ def test_a_logged_plan_is_followed_whatever_is_available_now(path):
     assert read_plans(path) == [UpdatePlan(0, 3), UpdatePlan(3, 50)]
 
 
-def test_a_new_plan_is_durable_when_returned_and_an_old_one_is_not_rewritten(path, monkeypatch):
+def test_a_new_plan_is_in_the_file_at_once_and_durable_after_one_sync(path, monkeypatch):
     synced = []
     update_log = UpdateLog(path)
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (synced.append(len(read_plans(path))), fsync(file))[1])
     update_log.choose_rounds(0, 5, 3)
-    assert synced == [1], "one fsync, with the plan in the file"
+    assert (read_plans(path), synced) == ([UpdatePlan(0, 3)], [])
+    update_log.choose_rounds(3, 2, 3)
+    update_log.sync()
+    update_log.sync()
+    assert synced == [2], "one fsync, with both plans in the file"
+    update_log.close()
+
+
+def test_an_old_plan_is_not_rewritten(path):
+    update_log = UpdateLog(path)
+    update_log.choose_rounds(0, 5, 3)
     update_log.close()
     again = UpdateLog(path)
-    synced.clear()
     again.choose_rounds(0, 1, 1)
+    assert again.last == UpdatePlan(0, 3)
     again.close()
-    assert synced == []
+    assert read_plans(path) == [UpdatePlan(0, 3)]
 
 
 def test_a_torn_plan_is_planned_again_because_it_was_never_played(path):

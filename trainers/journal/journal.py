@@ -23,6 +23,9 @@ from trainers.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
 
+MOST_PENDING, PENDING_SECONDS = 64, 0.1
+"""While further rounds are there to be played, so many lines wait to be committed together, and for so long."""
+
 
 @dataclass
 class RunJournal:
@@ -30,6 +33,7 @@ class RunJournal:
 
     ``recorded_lines`` are an earlier process's round records after the checkpoint. ``interrupted_round`` is the first
     round of the update in which an earlier process died, until it is played again; None if there is none.
+    ``pending_lines`` are the round records that ``commit_rounds`` is still to write.
     """
 
     settings: TrainerSettings
@@ -48,6 +52,8 @@ class RunJournal:
     interrupted_round: int | None = None
     last_reported: tuple[int, float] = field(default=(-1, 0.0))
     started: float = field(default_factory=time.time)
+    pending_lines: list[Line] = field(default_factory=list)
+    committed_at: float = field(default_factory=time.monotonic)
 
 
 def open_journal(settings: TrainerSettings, files: RunFiles, rounds: int, own: str) -> RunJournal:
@@ -132,15 +138,14 @@ def note_process_start(journal: RunJournal, rounds: int) -> None:
         journal: of the run; its ``interrupted_round`` is set.
         rounds: number of rounds in the checkpoint from which the run continues.
     """
-    first = rounds + len(journal.recorded_lines)
-    plan = journal.update_log.find(first)
-    played_last = plan is not None and journal.update_log.end == first + plan.rounds
-    journal.interrupted_round = first if played_last and not journal.quarantine_log.stopped else None
+    first, last = rounds + len(journal.recorded_lines), journal.update_log.last
+    was_played = last is not None and last.round >= first
+    journal.interrupted_round = last.round if last and was_played and not journal.quarantine_log.stopped else None
     journal.quarantine_log.note_start()
 
 
 def record_round(journal: RunJournal, line: Line) -> None:
-    """Append the line of a round; if an earlier process wrote it, compare the lines and log a difference.
+    """Keep the line of a round for ``commit_rounds``; if an earlier process wrote it, log a difference of the two.
 
     Args:
         journal: of the run.
@@ -150,12 +155,29 @@ def record_round(journal: RunJournal, line: Line) -> None:
     if journal.tuning:
         journal.tuning.observe(line, journal.settings.tuning.warmup)
     if not journal.recorded_lines:
-        journal.lines.append(line)
+        journal.pending_lines.append(line)
         return
     before = journal.recorded_lines.pop(0)
     difference = find_difference(before, line)
     if difference:
         log.error("round %d does not repeat: %s (another machine, torch or model code?)", line["round"], difference)
+
+
+def commit_rounds(journal: RunJournal) -> None:
+    """Make the plans durable, and then write the lines of the rounds that were played by them.
+
+    Nothing that depends on a plan may leave the process before: no line, leader or checkpoint.
+    """
+    journal.update_log.sync()
+    journal.execution_plan_log.sync()
+    for line in journal.pending_lines:
+        journal.lines.append(line)
+    journal.pending_lines, journal.committed_at = [], time.monotonic()
+
+
+def should_commit(journal: RunJournal) -> bool:
+    """Return whether the lines that wait are many or old."""
+    return len(journal.pending_lines) >= MOST_PENDING or time.monotonic() - journal.committed_at > PENDING_SECONDS
 
 
 def publish_leader(
@@ -172,6 +194,7 @@ def publish_leader(
         idle_updates: number of its updates on past rounds since.
     """
     if (rounds, idle_updates) > journal.published[:2]:
+        commit_rounds(journal)
         decisions = journal.tuning.obeyed if journal.tuning else ()
         data = encode_leader(state(), rounds, idle_updates, learner, leads, decisions)
         replace_file(journal.files.leader, data, durable=True)
@@ -179,7 +202,8 @@ def publish_leader(
 
 
 def close_journal(journal: RunJournal) -> None:
-    """Close the run's files."""
+    """Commit what was played, and close the run's files."""
+    commit_rounds(journal)
     journal.update_log.close()
     journal.execution_plan_log.close()
     journal.rollback_log.close()

@@ -26,6 +26,7 @@ class LineWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         _truncate_torn_line(path, whole_bytes)
         self._file = open(path, "ab")  # noqa: SIM115 - held until close()
+        self._is_synced = False  # An earlier process may have been killed before it made its lines durable.
         sync_path(path.parent)
 
     def append(self, line: Line) -> None:
@@ -33,10 +34,13 @@ class LineWriter:
         text = json.dumps(line, allow_nan=False, separators=(",", ":"))
         self._file.write(text.encode() + b"\n")
         self._file.flush()
+        self._is_synced = False
 
     def sync(self) -> None:
-        """Make all appended lines durable, so that they survive a power loss."""
-        os.fsync(self._file.fileno())
+        """Make all lines durable, so that they survive a power loss; this costs nothing if they are already."""
+        if not self._is_synced:
+            self._is_synced = True  # A line that another thread appends meanwhile needs a further call.
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

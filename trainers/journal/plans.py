@@ -15,7 +15,8 @@ ExecutionPlans = dict[str, tuple[ExecutionPlan, ...]]
 class ExecutionPlanLog:
     """The log of a run's execution plans, in a file next to the history.
 
-    A change is durable before the first round that uses it. Changes that were logged under other settings are ignored.
+    A change is in the file before the first round that uses it, and durable after ``sync``. Changes that were logged
+    under other settings are ignored.
 
     Args:
         path: of the file, which is created if it does not exist.
@@ -54,6 +55,9 @@ class ExecutionPlanLog:
         self._writer.append(
             {"round": round, "settings": self._settings, "paths": execution_plans_to_json(paths), **extra}
         )
+
+    def sync(self) -> None:
+        """Make all changes durable."""
         self._writer.sync()
 
     def close(self) -> None:
@@ -86,7 +90,9 @@ class UpdatePlan(NamedTuple):
 
 
 class UpdateLog:
-    """The log of a run's updates, in a file next to the history; each is durable before it is played.
+    """The log of a run's updates, in a file next to the history; each is there before it is played.
+
+    ``sync`` makes them durable. A power loss before it may lose updates, which nothing outside the process has seen.
 
     Args:
         path: of the file, which is created if it does not exist.
@@ -101,6 +107,8 @@ class UpdateLog:
         plans = read_plans(path, position)
         self._plans = {plan.round: plan for plan in plans if plan.rounds}
         self._idle_updates = Counter(plan.round for plan in plans if not plan.rounds)
+        self.last: UpdatePlan | None = max(self._plans.values(), default=None)
+        """The last update that was logged before, from ``first_round`` on; None if there is none."""
 
     def choose_rounds(self, round: int, available: int, max_rounds: int) -> UpdatePlan:
         """Return the update that starts at ``round``: the logged one, or a new one, which is then logged.
@@ -115,10 +123,6 @@ class UpdateLog:
             self._write(plan)
             return plan
         return self._plans.pop(round)
-
-    def find(self, round: int) -> UpdatePlan | None:
-        """Return the logged update that starts at ``round``; None if there is none."""
-        return self._plans.get(round)
 
     def amend(self, round: int, rounds: int) -> None:
         """Log that the update from ``round`` on has only ``rounds`` rounds, in place of what was logged before."""
@@ -140,6 +144,9 @@ class UpdateLog:
 
     def _write(self, plan: UpdatePlan) -> None:
         self._writer.append(plan._asdict())
+
+    def sync(self) -> None:
+        """Make all logged updates durable."""
         self._writer.sync()
 
     @property

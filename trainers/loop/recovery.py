@@ -25,7 +25,7 @@ from trainers.checkpoint import (
 from trainers.distributed.ranks import RankGroup
 from trainers.journal.divergence import Diverged, Rollback, list_rollback_targets
 from trainers.journal.heartbeat import COMPILING
-from trainers.journal.journal import RunJournal, record_round
+from trainers.journal.journal import RunJournal, commit_rounds, record_round
 from trainers.journal.quarantine import DEATHS, TooManyQuarantined, make_quarantine
 from trainers.journal.round_records import make_quarantine_record
 from trainers.journal.run_files import RunFiles
@@ -139,6 +139,8 @@ def _broadcast_saved(rank_group: RankGroup, saved: Params | None) -> Params:
 def start_checkpoint(run: Run) -> None:
     """Copy the learners' state and start to write it as a checkpoint in the background; a collective."""
     run.checkpoint_task.finish()
+    if run.journal:
+        commit_rounds(run.journal)
     start_time, rounds, rank_group = time.monotonic(), run.round, run.rank_group
     unfinished = Path(
         rank_group.broadcast(

@@ -17,7 +17,7 @@ import torch
 from online_meta.batches import count_samples
 from online_meta.batching.autotune import MEASURE_AFTER_SECONDS
 from online_meta.batching.failures import TaskFailures, is_task_failure
-from online_meta.types import Task
+from online_meta.types import Learned, Score, Task
 from streams.atomic_files import replace_file
 from streams.history.history import History
 from streams.history.predictions import read_stored_answer
@@ -27,7 +27,15 @@ from trainers.distributed.rank_stats import RankStats, measure_collectives
 from trainers.distributed.ranks import SINGLE_PROCESS, RankGroup
 from trainers.journal.divergence import Diverged
 from trainers.journal.heartbeat import COMPILING, PLAYING, REPLAYING, WAITING, HeartbeatWriter
-from trainers.journal.journal import RunJournal, note_process_start, open_journal, publish_leader, record_round
+from trainers.journal.journal import (
+    RunJournal,
+    commit_rounds,
+    note_process_start,
+    open_journal,
+    publish_leader,
+    record_round,
+    should_commit,
+)
 from trainers.journal.plans import execution_plans_from_json, execution_plans_to_json
 from trainers.journal.round_records import SupportSizes, make_round_records, read_content
 from trainers.journal.run_files import RunFiles
@@ -198,6 +206,8 @@ def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:
     run.plan_selector.stop_with(stop, lambda: run.heartbeat.beat(COMPILING, run.round))
     while (command := _next_command(run, stop, until)) is not Command.END:
         _beat(run, command)
+        if run.journal and not isinstance(command, Play):
+            commit_rounds(run.journal)
         if command is Command.CHECKPOINT:
             start_checkpoint(run)
         elif command is Command.REPORT_RANKS:
@@ -209,7 +219,7 @@ def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:
             stop.wait(POLL_SECONDS)
         else:
             if isinstance(command, Play):
-                play_update(run, command.rounds)
+                play_update(run, command.rounds, may_wait=True)
             else:
                 play_idle_update(run)
             if run.journal and time.monotonic() - run.journal.published.at > PUBLISH_SECONDS:
@@ -303,7 +313,7 @@ def _choose_idle_command(run: Run, journal: RunJournal, new: int) -> Command:
     return Command.IDLE_UPDATE
 
 
-def play_update(run: Run, available: int) -> None:
+def play_update(run: Run, available: int, may_wait: bool = False) -> None:
     """Play one update: score its rounds with every learner, let each learner learn them, and record them; a collective.
 
     If the model raises an exception on a task, the task's round is quarantined and the run goes back to its newest
@@ -313,6 +323,7 @@ def play_update(run: Run, available: int) -> None:
     Args:
         run: to change.
         available: largest number of rounds in the update.
+        may_wait: whether the lines of the rounds may wait to be committed with those of the next update.
     """
     # Decisions that depend on timing are logged before they take effect, and broadcast.
     update = Update(*run.rank_group.broadcast(_plan_update(run, available, run.journal) if run.journal else None))
@@ -321,6 +332,8 @@ def play_update(run: Run, available: int) -> None:
     _exclude(run, update.excluded)
     if update.quarantined:
         skip_round(run)
+        if run.journal and not may_wait:
+            commit_rounds(run.journal)
         return
     new_rounds = range(run.round, run.round + update.rounds)
     run.buffer.distribute([new_rounds] * run.rank_group.world)
@@ -345,24 +358,38 @@ def play_update(run: Run, available: int) -> None:
     if run.rank_timeout.is_ready():
         run.rank_group.set_timeout(run.rank_timeout.seconds())
     if run.journal and run.history is not None:
-        regret = run.settings.regret
-        sizes = SupportSizes([count_samples(task.support) for task in tasks], regret.proficiency)
-        lines = make_round_records(
-            [run.history.entry(round) for round in new_rounds],
-            scores,
-            learned[run.leader_name],
-            seconds,
-            sizes if regret.prefixes else None,
-            run.idle_steps,
-            [read_content(task) for task in tasks],
-            regret.loss_cap,
-            spent,
-            run.pool.figures if run.pool else (),
-        )
-        for line in lines:
-            record_round(run.journal, {**line, **read_stored_answer(run.history, line["id"])})
+        _record_update(run, run.journal, run.history, (tasks, scores, learned[run.leader_name]), seconds, spent)
+        if not may_wait or available == update.rounds or should_commit(run.journal):
+            commit_rounds(run.journal)
     run.round += update.rounds
     run.idle_updates, run.idle_steps = 0, []
+
+
+def _record_update(
+    run: Run,
+    journal: RunJournal,
+    history: History,
+    played: tuple[list[Task], dict[str, list[Score]], Learned],
+    seconds: float,
+    spent: dict[str, float],
+) -> None:
+    """Record the rounds of an update: its tasks, the scores, and what the leading learner learned."""
+    regret, (tasks, scores, learned) = run.settings.regret, played
+    sizes = SupportSizes([count_samples(task.support) for task in tasks], regret.proficiency)
+    lines = make_round_records(
+        [history.entry(run.round + index) for index in range(len(tasks))],
+        scores,
+        learned,
+        seconds,
+        sizes if regret.prefixes else None,
+        run.idle_steps,
+        [read_content(task) for task in tasks],
+        regret.loss_cap,
+        spent,
+        run.pool.figures if run.pool else (),
+    )
+    for line in lines:
+        record_round(journal, {**line, **read_stored_answer(history, line["id"])})
 
 
 def play_idle_update(run: Run) -> None:
