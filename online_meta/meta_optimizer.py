@@ -182,7 +182,7 @@ BUFFER_NUMBERS = 1 << 20
 """About the largest number of numbers in a buffer; a larger tensor has a buffer of its own."""
 
 ALIGNMENT = 64
-"""Each tensor in a buffer starts at a multiple of as many numbers, so that it is aligned as tensors of its own are."""
+"""Each tensor in a buffer starts at a multiple of as many bytes, as tensors of their own do: see ``copy_aligned``."""
 
 
 class Packing(NamedTuple):
@@ -205,11 +205,11 @@ class Packing(NamedTuple):
         names = self.names[index]
         if len(names) == 1:
             return tensors[names[0]].detach().reshape(-1)
-        gap = tensors[names[0]].new_zeros(ALIGNMENT)
-        parts: list[Tensor] = []
+        unit = ALIGNMENT // tensors[names[0]].element_size()
+        gap, parts = tensors[names[0]].new_zeros(unit), list[Tensor]()
         for name in names:
             part = tensors[name].detach().reshape(-1)
-            parts += [part, gap[: -len(part) % ALIGNMENT]]
+            parts += [part, gap[: -len(part) % unit]]
         return torch.cat(parts)
 
     def split(self, buffers: Sequence[Tensor]) -> Params:
@@ -221,11 +221,11 @@ class Packing(NamedTuple):
 
     def split_one(self, index: int, buffer: Tensor) -> Params:
         """Return the tensors in the buffer number ``index``, as views."""
-        found, first = {}, 0
+        found, first, unit = {}, 0, ALIGNMENT // buffer.element_size()
         for name in self.names[index]:
             count = self.shapes[name].numel()
             found[name] = buffer[first : first + count].view(self.shapes[name])
-            first += count + -count % ALIGNMENT
+            first += count + -count % unit
         return found
 
 

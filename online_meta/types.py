@@ -391,6 +391,9 @@ class ReplayBuffer(Protocol):
     def __getitem__(self, round: int, /) -> Task:
         """Return the task of a round."""
 
+    def gather(self, rounds: Sequence[int]) -> Sequence[Task]:
+        """Return the tasks of rounds, in their order."""
+
     def available(self, count: int) -> Sequence[int]:
         """Return the rounds in 0..``count`` - 1 that a learner of ``count`` rounds may revisit, in ascending order."""
 

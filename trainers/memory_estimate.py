@@ -14,7 +14,7 @@ from online_meta.batching.plan import Group, stack, vmapped
 from online_meta.functional.model import ModelLoss
 from online_meta.inner import Inner
 from online_meta.memory import bytes_of, peak_bytes
-from online_meta.meta_optimizer import make_optimizer
+from online_meta.meta_optimizer import flatten_meta, make_optimizer, plan_packing
 from online_meta.types import Meta, MetaGrad, MetaGradient, Task
 from trainers.build import build_gradient
 from trainers.settings import MetaSettings, TrainerSettings
@@ -170,8 +170,7 @@ def estimate_memory(
     enabled["offload"] = enabled["offload"] and settings.engine.device != "cpu"
     estimator = _estimator(settings.meta, inner)
     gradient = gradient_peak(estimator, meta, task, inner.steps, **enabled)
-    learned, largest = bytes_of(meta), max(bytes_of(leaf) for leaf in tree_leaves(meta))
-    engine = estimate_engine_bytes(settings, learned, largest)
+    engine, learned = estimate_engine_bytes(settings, meta), bytes_of(meta)
     frozen = inner.loss.constant_bytes if isinstance(inner.loss, ModelLoss) else 0
     return MemoryEstimate(
         stored=learned + learners * engine.stored,
@@ -191,24 +190,28 @@ class EngineBytes(NamedTuple):
     step: int
 
 
-def estimate_engine_bytes(settings: TrainerSettings, learned: int, largest: int) -> EngineBytes:
+def estimate_engine_bytes(settings: TrainerSettings, meta: Meta) -> EngineBytes:
     """Return the memory of an engine.
 
     In units of the size of the meta-parameters in float32, with s numbers of optimizer state per parameter and n ranks:
-    the local engine stores 1 + s, and a step takes 3 (the sums, their mean, the clipped mean). DeepSpeed stores 2 + s
-    at ZeRO stage 0, 3 + (1 + s) / n at stages 1 and 2, and 2 + (3 + s) / n at stage 3, including the full copy that the
-    rank adapts. A step takes 5, for packed sums and DeepSpeed's own gradients, or 4 on one rank at stage 0. The numbers
-    for DeepSpeed were measured with version 0.19 on 1, 2 and 4 ranks.
+    the local engine stores 1 + s, and a step takes 3 (the sums, their mean, the clipped mean), and 1 more for the sums
+    of tensors that share a buffer. DeepSpeed stores 2 + s at ZeRO stage 0, 3 + (1 + s) / n at stages 1 and 2, and
+    2 + (3 + s) / n at stage 3, including the full copy that the rank adapts. A step takes 5, for packed sums and
+    DeepSpeed's own gradients, or 4 on one rank at stage 0. The numbers for DeepSpeed were measured with version 0.19 on
+    1, 2 and 4 ranks.
 
     Args:
         settings: of the run.
-        learned: bytes of the meta-parameters.
-        largest: bytes of the largest tensor among them.
+        meta: the meta-parameters.
     """
-    engine, state = settings.engine, _state_numbers(settings.meta)
-    averaging = 4 * largest  # Each gradient is squared in float64, one at a time.
+    engine, state, learned = settings.engine, _state_numbers(settings.meta), bytes_of(meta)
     if engine.kind == "local":
-        return EngineBytes((1 + state) * learned, max(3 * learned, 2 * learned + averaging))
+        sizes = {name: bytes_of(value) for name, value in flatten_meta(meta).items()}
+        buffers = [[sizes[name] for name in names] for names in plan_packing(flatten_meta(meta)).names]
+        averaging = 4 * max(map(sum, buffers))  # Each buffer of gradients is squared in float64, one at a time.
+        joined = sum(sum(sizes) for sizes in buffers if len(sizes) > 1)
+        return EngineBytes((1 + state) * learned, joined + max(3 * learned, 2 * learned + averaging))
+    averaging = 4 * max(map(bytes_of, tree_leaves(meta)))  # The same, but each gradient by itself.
     n, stage = engine.processes, engine.zero_stage
     state = 0 if engine.offload_optimizer and engine.device != "cpu" else state
     stored = (2 + state, 3 + (1 + state) / n, 3 + (1 + state) / n, 2 + (3 + state) / n)[stage]

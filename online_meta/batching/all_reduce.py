@@ -54,7 +54,7 @@ def _local_sum(
     engine: Engine, gradient_sum: GradientSum, past: Tasks, own: Sequence[ReplaySample]
 ) -> tuple[MetaGrad, float]:
     """Return this rank's sum; a rank without tasks contributes zeros and a share of 0."""
-    meta, tasks = engine.meta(), [past[sample.round] for sample in own]
+    meta, tasks = engine.meta(), past.gather([sample.round for sample in own])
     try:
         return gradient_sum.sum_tasks(meta, tasks, own)
     except Exception as error:

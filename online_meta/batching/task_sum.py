@@ -29,11 +29,13 @@ from online_meta.batching.plan import (
     unstack,
     unstack_one,
     vmapped,
+    weights_like,
 )
 from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.meta_optimizer import order_like
 from online_meta.replay import ReplaySample
 from online_meta.replay._task_draw import ALL_SAMPLES, TaskDraw
+from online_meta.replay._task_stacks import StackedTasks
 from online_meta.tree import add, scale, zeros
 from online_meta.types import Meta, MetaGrad, MetaGradient, Task
 
@@ -130,6 +132,10 @@ class TaskSum:
         total: MetaGrad | None = None
         began = time.perf_counter()
         meta = self._in_order(meta)
+        if isinstance(tasks, StackedTasks) and (plan := self._find_stacked_plan(tasks)):
+            total = self._sum_at_once(plan, meta, tasks, weights)
+            self.seconds += time.perf_counter() - began
+            return total
         for group in group_tasks([*map(self.fit, tasks)], weights, self.plans):
             share = self._sum(self.plans.get(group.signature, LOOP_PLAN), meta, group)
             total = share if total is None else add(total, share)
@@ -137,6 +143,17 @@ class TaskSum:
             raise ValueError("a meta-gradient over no tasks is not defined: give one task or more")
         self.seconds += time.perf_counter() - began
         return total
+
+    def _find_stacked_plan(self, tasks: StackedTasks) -> ExecutionPlan | None:
+        """Return the plan that sums these tasks at once; None if there is none."""
+        plan = self.plans.get(tasks.signature, LOOP_PLAN)
+        return plan if plan.batching != "loop" and 0 < len(tasks) <= plan.tasks else None
+
+    def _sum_at_once(self, plan: ExecutionPlan, meta: Meta, tasks: StackedTasks, weights: Sequence[float]) -> MetaGrad:
+        rows = len(tasks) if plan.batching == "vmap" else plan.tasks
+        stacked, spare = tasks.stack(rows), [0.0] * (rows - len(tasks))
+        shares = weights_like(next(iter(meta.weights.values())), [*weights, *spare])
+        return self._stacked_sum(plan, meta, stacked, shares)(meta, stacked, shares)
 
     @outside_inference_mode
     def sum_stacked(self, meta: Meta, stacked: Task, weights: Tensor) -> MetaGrad:
@@ -249,4 +266,13 @@ def _one_by_one(
 
 def is_finite(*trees: object) -> bool:
     """Return whether all tensors in the trees are finite."""
-    return all(bool(torch.isfinite(leaf).all()) for leaf in tree_leaves(trees))
+    # A sum in float64 is finite if and only if all its numbers are: those of float32 do not overflow it.
+    sums = [_sum_in_float64(leaf) for leaf in tree_leaves(trees)]
+    return not sums or bool(torch.isfinite(torch.stack(sums)).all())
+
+
+def _sum_in_float64(leaf: Tensor) -> Tensor:
+    """Return the sum of a tensor, or what is finite if and only if all its numbers are, where a sum might overflow."""
+    if leaf.dtype in (torch.float16, torch.bfloat16, torch.float32):
+        return leaf.sum(dtype=torch.float64)
+    return torch.where(torch.isfinite(leaf).all(), 0.0, torch.nan).double()

@@ -117,6 +117,10 @@ class MemoryReplayBuffer:
         """Return the task of a round."""
         return self._tasks[round]
 
+    def gather(self, rounds: Sequence[int]) -> Sequence[Task]:
+        """Return the tasks of rounds, in their order."""
+        return [self[round] for round in rounds]
+
     def available(self, count: int) -> Sequence[int]:
         """Return the rounds below ``count``: all of them are kept."""
         return range(count)

@@ -1,5 +1,6 @@
 """Draw some samples of a task that is revisited, so that a large task costs a meta-step no more than a small one."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -20,6 +21,9 @@ class Tasks(Protocol):
 
     def __getitem__(self, round: int, /) -> Task:
         """Return the task of a round."""
+
+    def gather(self, rounds: Sequence[int]) -> Sequence[Task]:
+        """Return the tasks of rounds, in their order."""
 
 
 class TaskDraw(NamedTuple):
@@ -99,3 +103,8 @@ class DrawnTasks:
     def __getitem__(self, round: int, /) -> Task:
         """Return the drawn samples of a round's task."""
         return self._draw.draw(self._tasks[round], *self._key, round)
+
+    def gather(self, rounds: Sequence[int]) -> Sequence[Task]:
+        """Return the drawn samples of the tasks of rounds."""
+        draws_all = self._draw.support is None and self._draw.query is None
+        return self._tasks.gather(rounds) if draws_all else [self[round] for round in rounds]

@@ -123,10 +123,10 @@ def test_the_number_of_stored_points_of_a_trajectory(steps, options, kept):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("sizes", [[100] * 10, [1000]], ids=["many", "one"])
+@pytest.mark.parametrize("sizes", [[125] * 8, [1000]], ids=["many", "one"])
 def test_the_local_engine_takes_the_estimated_memory(optimizer, sizes):
     meta = Meta({f"w{i}": torch.randn(size) for i, size in enumerate(sizes)}, {})
-    estimate = estimate_engine_bytes(settings(optimizer=optimizer), 4000, 4 * sizes[0])
+    estimate = estimate_engine_bytes(settings(optimizer=optimizer), meta)
     with MemoryMeter() as meter:
         engine = MetaOptimizer(meta, optimizer)
         for _ in range(3):

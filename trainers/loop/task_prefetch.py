@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.utils._pytree import tree_leaves
 
 from online_meta.batches import map_tensors
+from online_meta.replay._task_stacks import TaskStack
 from online_meta.types import Task
 from streams.formats.wire import decode_payload
 from streams.history.archive_index import list_forgotten
@@ -22,6 +23,10 @@ from trainers.distributed.ranks import SINGLE_PROCESS, RankGroup
 
 MAX_TASKS, MAX_BYTES = 256, 64 * 1024 * 1024
 """Limits of prefetched tasks per reader, and of bytes for all readers; a read in progress may exceed the latter."""
+
+
+STACK_BYTES = 64 * 1024 * 1024
+"""Limit of the tasks that are kept as stacked tensors, in bytes."""
 
 
 _TASKS_PER_READ = 8
@@ -132,8 +137,8 @@ class TaskPrefetcher:
 class HistoryBuffer:
     """A ``ReplayBuffer`` over the rounds of a durable history, which stores no second copy of them.
 
-    A rank without storage receives tasks when they are needed and drops them afterwards. ``waited_seconds`` is the time
-    that callers have waited for tasks.
+    Tasks of the shape of the first one are kept in memory, too, up to a limit. A rank without storage receives tasks
+    when they are needed and drops them afterwards. ``waited_seconds`` is the time that callers have waited for tasks.
 
     Args:
         history: to read from; None on a rank without storage.
@@ -146,6 +151,7 @@ class HistoryBuffer:
         self._history, self._device, self._rank_group = history, device, rank_group
         self._received: dict[int, Task] = {}
         self._prefetcher = None if history is None else TaskPrefetcher(history)
+        self._stack, self._has_all = TaskStack(STACK_BYTES), False
         self.waited_seconds = 0.0
         self._decided, self._sample = 0, np.array([], np.int64)
         self._excluded = np.array([] if history is None else list_forgotten(history.query), np.int64)
@@ -163,14 +169,29 @@ class HistoryBuffer:
         # The history is in host memory.
         return task if self._device.type == "cpu" else map_tensors(lambda tensor: tensor.to(self._device), task)
 
+    def gather(self, rounds: Sequence[int]) -> Sequence[Task]:
+        """Return the tasks of rounds, in their order: as rows of stacked tensors, once all of them have been read."""
+        found = self._stack.find(rounds)
+        self._has_all = found is not None
+        if found is not None:
+            return found
+        tasks = [self[round] for round in rounds]
+        if self._history is not None:
+            for round, task in zip(rounds, tasks, strict=True):
+                self._stack.add(round, task)
+        return tasks
+
     def _read(self, round: int) -> Task:
         if self._history is None or self._prefetcher is None:
             return self._received[round]
         return self._prefetcher.take(round) or self._history.tasks([round])[0]
 
     def prefetch(self, reader: Hashable, rounds: Iterable[int]) -> None:
-        """Prefetch the rounds that ``reader`` will need next, in this order."""
-        if self._prefetcher is not None:
+        """Prefetch the rounds that ``reader`` will need next, in this order.
+
+        Nothing is prefetched after rounds that were all kept as stacked tensors: the next ones will be, too.
+        """
+        if self._prefetcher is not None and not self._has_all:
             self._prefetcher.prefetch(reader, rounds)
 
     def close(self) -> None:
@@ -222,4 +243,6 @@ class HistoryBuffer:
             rank_group.send({rank: self._history.payloads(shares[rank]) for rank in rank_group.remote})
 
     def add(self, round: int, task: Task) -> None:
-        """Do nothing: the history contains the task already."""
+        """Keep a copy of the task in memory, if there is room; the history contains it already."""
+        if self._history is not None:
+            self._stack.add(round, task)

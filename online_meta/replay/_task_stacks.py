@@ -1,0 +1,88 @@
+"""Keep the tasks of past rounds as stacked tensors, so that a meta-step reads those that it revisits at once."""
+
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from online_meta.batches import map_tensors
+from online_meta.batching.plan import signature_of
+from online_meta.types import Task
+
+FIRST_ROWS = 64
+"""The number of tasks for which a stack has room at first; it doubles when it is full."""
+
+
+class StackedTasks(Sequence[Task]):
+    """Tasks of one signature that are rows of stacked tensors; it is a sequence of them, too."""
+
+    def __init__(self, rows: Task, positions: Sequence[int], signature: str) -> None:
+        """Refer to the tasks at ``positions`` of ``rows``, which are stacked along a new first dimension."""
+        self._rows, self._positions, self.signature = rows, positions, signature
+
+    def __len__(self) -> int:
+        """Return the number of tasks."""
+        return len(self._positions)
+
+    @overload
+    def __getitem__(self, at: int) -> Task: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Task]: ...
+    def __getitem__(self, at: int | slice) -> Task | Sequence[Task]:
+        """Return a copy of a task, or fewer tasks."""
+        if isinstance(at, slice):
+            return StackedTasks(self._rows, self._positions[at], self.signature)
+        row = self._positions[at]
+        return map_tensors(lambda leaf: leaf[row].clone(), self._rows)
+
+    def __iter__(self) -> Iterator[Task]:
+        """Yield a copy of each task."""
+        return (self[at] for at in range(len(self)))
+
+    def stack(self, rows: int) -> Task:
+        """Return a copy of all tasks, stacked; the first one again and again, up to ``rows`` of them."""
+        spare = [self._positions[0]] * (rows - len(self))
+        chosen = torch.tensor([*self._positions, *spare], device=tree_leaves(self._rows)[0].device)
+        return map_tensors(lambda leaf: leaf.index_select(0, chosen), self._rows)
+
+
+class TaskStack:
+    """The tasks of past rounds that have the signature of the first one, up to a limit of memory."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        """Start with no task."""
+        self._limit_bytes = limit_bytes
+        self._position: dict[int, int] = {}
+        self._rows: Task | None = None
+        self._signature = ""
+
+    def add(self, round: int, task: Task) -> None:
+        """Keep a copy of the task of a round, if there is room for it and its signature is that of the others."""
+        if round in self._position:
+            return
+        if self._rows is None:
+            self._signature = signature_of(task)
+            self._rows = map_tensors(lambda leaf: leaf.new_empty((FIRST_ROWS, *leaf.shape)), task)
+        elif signature_of(task) != self._signature:
+            return
+        row = len(self._position)
+        if row == len(tree_leaves(self._rows)[0]):
+            if 2 * sum(leaf.nbytes for leaf in tree_leaves(self._rows)) > self._limit_bytes:
+                return
+            self._rows = map_tensors(lambda leaf: torch.cat([leaf, torch.empty_like(leaf)]), self._rows)
+        self._position[round] = row
+
+        def write(leaf: Tensor, value: Tensor) -> Tensor:
+            leaf[row] = value
+            return leaf
+
+        map_tensors(write, self._rows, task)
+
+    def find(self, rounds: Sequence[int]) -> StackedTasks | None:
+        """Return the tasks of rounds; None if it has not kept all of them, or there are none."""
+        position = self._position
+        if self._rows is None or not rounds or any(round not in position for round in rounds):
+            return None
+        return StackedTasks(self._rows, [position[round] for round in rounds], self._signature)
