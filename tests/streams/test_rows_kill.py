@@ -33,10 +33,10 @@ PLACES: dict[str, tuple[Any, str]] = {
 }
 COUNTS = {"row": (1, 9), "commit": (1, 2), "hold": (1, 2), "save": (1, 2), "acknowledge": (1,)}
 POINTS = [(place, after, count) for place in PLACES for count in COUNTS[place] for after in (False, True)]
-ROWS_A_LIFE = 24
+ROWS_A_LIFE = 25
 
 
-def pull(folder: Path, format: str, grows: bool, ended: Callable[[EntitySource], bool]) -> EntitySource:
+def pull(folder: Path, format: str, grows: bool, ended: Callable[[], bool]) -> EntitySource:
     """Read a table through a real ingest from where the history ends, until ``ended``."""
     by_entity.SAVE_ROWS = 5
     source = make_source(folder, format, grows)
@@ -45,7 +45,7 @@ def pull(folder: Path, format: str, grows: bool, ended: Callable[[EntitySource],
         limits = Limits(commit_batch=2)
         with closing(Ingest(history, SPEC, limits, lambda: len(history), lambda *_: None, lambda *_: None)) as ingest:
             ingest.pull("stores", source)
-            until(lambda: ended(source))
+            until(ended)
     return source
 
 
@@ -72,7 +72,7 @@ def read_dying(folder: Path, format: str, place: str, after: bool, count: int) -
         return append(self, records)
 
     History.append = append_slowly  # type: ignore[method-assign]
-    pull(folder, format, format != "parquet", lambda source: False)
+    pull(folder, format, format != "parquet", lambda: False)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -80,7 +80,9 @@ def test_kills_at_named_points_change_no_round_and_no_statistics(tmp_path: Path,
     last, kept = len(POINTS) * ROWS_A_LIFE, 0
     if format == "parquet":
         append_rows(tmp_path, format, 0, last)
-    for life, (place, after, count) in enumerate(POINTS):
+    # A Parquet file has all rows from the start, so that the first lives read it to the end and save that twice.
+    points = [point for point in POINTS if format != "parquet" or (point[0], point[2]) != ("save", 2)]
+    for life, (place, after, count) in enumerate(points):
         if format != "parquet":
             append_rows(tmp_path, format, life * ROWS_A_LIFE, (life + 1) * ROWS_A_LIFE)
         process = START.Process(target=read_dying, args=(tmp_path, format, place, after, count), daemon=True)
@@ -91,10 +93,11 @@ def test_kills_at_named_points_change_no_round_and_no_statistics(tmp_path: Path,
             assert len(history) >= kept
             kept = len(history)
     right, groups = expect(tmp_path, format)
+    assert ".end." in str(right[-1][2]), "the last task is closed after the last row"
     assert 0 < kept < len(right) + (format == "parquet")  # it has all rows from the start
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(by_entity, "SAVE_ROWS", 5)
-        source = pull(tmp_path, format, False, lambda source: bool(source.groups.left or _is_done(tmp_path, right)))
+        source = pull(tmp_path, format, False, lambda: _is_done(tmp_path, right))
     with History.open(tmp_path / "history", write=False) as history:
         assert list_kept(history) == right
     assert describe_groups(source) == groups
