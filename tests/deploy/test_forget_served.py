@@ -37,8 +37,11 @@ def test_a_daemon_learns_again_without_the_entity_and_a_replay_is_of_the_new_epo
     stale = cli("replay", config, "--out", replayed)
     assert stale.code == 78
     assert "a replay starts from the last erasure" in stale.err.replace("\n", " ")
-    for restored in (False, True):
-        if restored:
+    for number, restored in enumerate(("nothing", "the run", "its checkpoints")):
+        if restored == "its checkpoints":
+            shutil.rmtree(run / "checkpoints")
+            shutil.copytree(backup / "checkpoints", run / "checkpoints")
+        if restored == "the run":
             shutil.rmtree(run)
             shutil.copytree(backup, run)
             early = cli("replay", config, "--out", tmp_path / "early")
@@ -57,6 +60,7 @@ def test_a_daemon_learns_again_without_the_entity_and_a_replay_is_of_the_new_epo
             assert [(one["round"], one["reason"]) for one in quarantined] == [(t, "forgotten") for t in OWN]
             assert retry(daemon).status_code == 410
             assert daemon.drain() == 0
+            assert daemon.log.read_text().count("completed the erasure") == number
         assert [line["round"] for line in lines(run / "rounds.jsonl") if line["skipped"]] == OWN
         assert all(find_entity(line["id"]) != KEY for line in lines(run / "rounds.jsonl"))
         assert "shop_207" not in (run / "history" / "ledger.sqlite").read_bytes().decode("latin-1")
@@ -64,5 +68,5 @@ def test_a_daemon_learns_again_without_the_entity_and_a_replay_is_of_the_new_epo
         ended = cli("replay", config, "--out", out, "--json")
         assert json.loads(ended.out)["epoch"] == 1
         assert leader_hash(out) == leader_hash(run)
+        assert leader_hash(out) == leader_hash(tmp_path / "again-nothing")
     assert "epoch 1 of the history" in cli("replay", config, "--out", out).out
-    assert leader_hash(tmp_path / "again-False") == leader_hash(tmp_path / "again-True")
