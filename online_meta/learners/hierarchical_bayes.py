@@ -2,13 +2,14 @@
 
 import math
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from annotated_types import Gt, Le
 from torch import Tensor
 
-from online_meta.batches import concat_support_query
+from online_meta.batches import concat_support_query, first_tensor
+from online_meta.functional.features import compute_features
 from online_meta.functional.softmax_regression import curvature_of, fit_softmax_regression
 from online_meta.learners import LearnerContext, PredictingLearner, TaskShape
 from online_meta.learners._targets import (
@@ -80,6 +81,7 @@ def build(
     variance: Annotated[float, Gt(0)] = 0.1,
     noise: Annotated[float, Gt(0)] = 1.0,
     power: Annotated[float, Gt(0.5), Le(1)] = 0.6,
+    on: Literal["inputs", "features"] = "inputs",
 ) -> PredictingLearner:
     """Create the learner y = z w_t + e, w_t ~ N(mu, Sigma), e ~ N(0, sigma^2), which answers the posterior of z w_t.
 
@@ -96,20 +98,31 @@ def build(
 
     Without samples it answers by the prior, which is N(0, variance I) in the first round.
 
+    On features, z is what the model's head is given under the first meta-parameters, such as the embedding of a
+    pretrained encoder. These features do not change with the rounds, as statistics of past tasks need it.
+
     Args:
         context: what all learners share.
         variance: the first variance of each coefficient, above 0.
         noise: the first sigma^2, above 0, in squared units of y.
         power: how fast the steps of online EM get smaller, in (0.5, 1]; with 1 all rounds weigh the same.
+        on: whether z is the flattened "inputs", or the "features" of the model.
 
     Raises:
         ValueError: if the outcome is not cross_entropy, categorical, mse or gaussian_of_noise.
     """
     outputs = find_outputs(context, "hierarchical_bayes")
     adapt = partial(find_posterior, of_classes=outputs.of_classes)
+    weights = context.start.weights
+
+    def embed(x: Tensors) -> Tensors:
+        if on == "inputs" or not len(first_tensor(x)):
+            return x
+        with torch.no_grad():
+            return compute_features(context.inner.loss, weights, x).values
 
     def read(batch: Batch, like: Tensor) -> SampleRows:
-        x, targets, weight = find_rows(batch, outputs, like)
+        x, targets, weight = find_rows(batch._replace(x=embed(batch.x)), outputs, like)
         return SampleRows(add_constant(x), targets, weight)
 
     def prior_of(state: State, z: Tensor, like: Tensor) -> Prior:
@@ -121,9 +134,9 @@ def build(
         return Prior(z.new_zeros(z.shape[1], like.numel()), variance * identity, z.new_full((groups,), noise))
 
     def answer(state: State, support: Batch, x: Tensors) -> Prediction:
-        like, z = outputs.sample(x), add_constant(flatten_inputs(x))
-        prior = prior_of(state, z, like)
-        posterior = adapt(prior, read(support, like))
+        like, z = outputs.sample(x), add_constant(flatten_inputs(embed(x)))
+        prior, rows = prior_of(state, z, like), read(support, like)
+        posterior = adapt(prior, rows if len(rows.z) else rows._replace(z=z[:0]))
         return respond(outputs, z, posterior, prior.noise, like)
 
     def update(state: State, task: Task, round: int) -> State:

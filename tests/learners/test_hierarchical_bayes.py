@@ -199,6 +199,28 @@ def test_the_probabilities_of_two_classes_are_near_their_expectation_under_the_p
         assert abs(float(found - right)) < 0.02
 
 
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_on_features_it_is_the_model_of_tasks_whose_inputs_are_the_features(loss):
+    (_, tasks), outputs = (of_numbers(), 2) if loss == "mse" else (of_classes(), CLASSES)
+    body, head = nn.Sequential(nn.Linear(3, 5), nn.Tanh()).double(), nn.Linear(5, outputs).double()
+
+    def embed(batch):
+        with torch.no_grad():
+            return batch._replace(x=body(batch.x))
+
+    embedded = [om.Task(embed(task.support), embed(task.query)) for task in tasks]
+    found = learn(hierarchical_bayes.build(of_loss(loss, nn.Sequential(body, head)), on="features"), tasks[:3])
+    right = learn(hierarchical_bayes.build(of_loss(loss, head)), embedded[:3])
+    assert_close(found.state()["mean"], right.state()["mean"], 1e-12)
+    assert_close(
+        output_of(found, tasks[3].support, tasks[3].query.x),
+        output_of(right, embedded[3].support, embedded[3].query.x),
+        1e-12,
+    )
+    none = empty_like(tasks[3].support), empty_like(embedded[3].support)
+    assert_close(output_of(found, none[0], tasks[3].query.x), output_of(right, none[1], embedded[3].query.x), 1e-12)
+
+
 def test_too_many_covariances_are_refused(monkeypatch):
     monkeypatch.setattr(hierarchical_bayes, "MOST_INPUTS", 5)
     context, (task, *_) = of_numbers()
