@@ -1,5 +1,6 @@
 """Walk all points of all scenarios: `make crash`."""
 
+import logging
 import signal
 import sys
 import tempfile
@@ -38,6 +39,7 @@ def main(
 ) -> None:
     """Kill lives of a history at each system call that changes a file, or let the call fail; then fault the restart."""
     began = time.monotonic()
+    logging.disable(logging.WARNING)  # what each life says of its rows
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the folder is removed
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None))
