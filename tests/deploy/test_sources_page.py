@@ -40,6 +40,11 @@ def test_every_broker_has_an_example() -> None:
 
 
 def test_every_kind_has_an_example() -> None:
-    named = set(re.findall(r'\bkind = "(\w+)"', "".join(TOML))) - {"number", "category", "date"}  # kinds of columns
+    named = set(re.findall(r'\bkind = "(\w+)"', "".join(TOML))) - {
+        "number",
+        "category",
+        "date",
+        "text",
+    }  # kinds of columns
     assert named | {"rainbow_digits"} == set(registry.names(streams.sources))
     assert '"rainbow_digits"' in "".join(TOML)

@@ -51,8 +51,8 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     ),
     "a kind of column that does not exist": (
         MIXED,
-        ROWS + "\ncolumns.x = { kind = 'text' }",
-        "[source 1.columns.x] kind = 'text': must be 'number', 'category' or 'date'",
+        ROWS + "\ncolumns.x = { kind = 'words' }",
+        "[source 1.columns.x] kind = 'words': must be 'number', 'category', 'date' or 'text'",
     ),
     "an option of another kind of column": (
         MIXED,

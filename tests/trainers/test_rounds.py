@@ -14,6 +14,7 @@ from online_meta import registry
 from online_meta.answers import unpack_meta
 from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.regret.scoring import score_task
+from online_meta.replay._task_stacks import StackedTasks
 from online_meta.testing.learner_problems import answers_numbers, frozen
 from online_meta.types import Batch, Learned, Meta, PrefixScore, Score, Task
 from streams.history.history import History
@@ -226,6 +227,12 @@ class CountingBuffer(HistoryBuffer):
     def __getitem__(self, round, /):
         CountingBuffer.requests += 1
         return super().__getitem__(round)
+
+    def gather(self, rounds):
+        found = super().gather(rounds)
+        if isinstance(found, StackedTasks):  # Others were requested one by one.
+            CountingBuffer.requests += len(rounds)
+        return found
 
 
 def count_requests_by_round(folder, history, replay):
