@@ -51,6 +51,10 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_kills_at_random_moments_lose_no_acknowledged_round": NONE,
     "test_kills_at_named_points_change_no_round_and_no_statistics": ("jsonl",),
     "test_a_run_killed_repeatedly_ends_where_its_replay_ends": ("2",),
+    "test_a_run_killed_repeatedly_gives_the_same_bits_under_retention": NONE,
+    # Settings of baselines: each one.
+    "test_a_baseline_has_options_of_its_own": ("steps",),
+    "test_the_optimizer_of_meta_changes_no_baseline": ("meta0",),
     "test_a_killed_compaction_is_resumed": ("0",),
     "test_a_kill_around_a_commit_loses_and_duplicates_nothing": ("kafka-after", "nats-before", "redis-before"),
     "test_an_erasure_that_is_killed_is_completed_by_the_next_start": ("ledger",),
