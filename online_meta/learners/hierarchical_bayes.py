@@ -113,25 +113,12 @@ def build(
     """
     outputs = find_outputs(context, "hierarchical_bayes")
     adapt = partial(find_posterior, of_classes=outputs.of_classes)
-    weights = context.start.weights
-
-    def embed(x: Tensors) -> Tensors:
-        if on == "inputs" or not len(first_tensor(x)):
-            return x
-        with torch.no_grad():
-            return compute_features(context.inner.loss, weights, x).values
+    embed = partial(_embed, context) if on == "features" else lambda x: x
+    prior_of = partial(_find_prior, outputs, variance, noise)
 
     def read(batch: Batch, like: Tensor) -> SampleRows:
         x, targets, weight = find_rows(batch._replace(x=embed(batch.x)), outputs, like)
         return SampleRows(add_constant(x), targets, weight)
-
-    def prior_of(state: State, z: Tensor, like: Tensor) -> Prior:
-        groups = 1 if outputs.of_classes else like.numel()
-        _check_size(z.shape[1], groups)
-        if state:
-            return Prior(*(state[name].to(z.device) for name in Prior._fields))
-        identity = torch.eye(z.shape[1]).to(z).expand(groups, -1, -1)
-        return Prior(z.new_zeros(z.shape[1], like.numel()), variance * identity, z.new_full((groups,), noise))
 
     def answer(state: State, support: Batch, x: Tensors) -> Prediction:
         like, z = outputs.sample(x), add_constant(flatten_inputs(embed(x)))
@@ -148,6 +135,24 @@ def build(
         return take_em_step(prior, adapt(prior, rows), sums, rows, step, of_classes=outputs.of_classes)
 
     return PredictingLearner({}, answer, update, unpublished=SUMS)
+
+
+def _embed(context: LearnerContext, x: Tensors) -> Tensors:
+    """Return the features of inputs under the first meta-parameters."""
+    if not len(first_tensor(x)):
+        return x
+    with torch.no_grad():
+        return compute_features(context.inner.loss, context.start.weights, x).values
+
+
+def _find_prior(outputs: Outputs, variance: float, noise: float, state: State, z: Tensor, like: Tensor) -> Prior:
+    """Return the prior in a state, or the first one: for rows like those of ``z``, and outputs like ``like``."""
+    groups = 1 if outputs.of_classes else like.numel()
+    _check_size(z.shape[1], groups)
+    if state:
+        return Prior(*(state[name].to(z.device) for name in Prior._fields))
+    identity = torch.eye(z.shape[1]).to(z).expand(groups, -1, -1)
+    return Prior(z.new_zeros(z.shape[1], like.numel()), variance * identity, z.new_full((groups,), noise))
 
 
 def find_posterior(prior: Prior, rows: SampleRows, *, of_classes: bool) -> Posterior:
