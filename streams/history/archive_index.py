@@ -10,7 +10,7 @@ from streams.history.archive import BlobStore
 from streams.history.archive.archive import Marker
 from streams.history.archive.stores import is_url, open_store
 from streams.history.errors import ArchiveMoved
-from streams.history.ledger import transaction
+from streams.history.ledger import has_table, transaction
 
 Query = Callable[[str, tuple[Any, ...]], list[Any]]
 """Runs an SQL statement with parameters on the ledger and returns all rows."""
@@ -102,7 +102,7 @@ def is_discarded(query: Query, round: int) -> bool:
 
 def has_erasures(query: Query) -> bool:
     """Return whether entities were erased from this history."""
-    return bool(query("SELECT 1 FROM sqlite_master WHERE name = 'erasures'", ()))
+    return has_table(query, "erasures")
 
 
 def is_forgotten(query: Query, round: int) -> bool:

@@ -144,6 +144,16 @@ def _insert_rounds(writer: sqlite3.Connection, new: Sequence[tuple[int, Record]]
         _insert_many(writer, "INSERT INTO scales", scales)
 
 
+def has_table(query: Callable[..., list[Any]], name: str) -> bool:
+    """Return whether the ledger has a table that is only made when it is needed.
+
+    Args:
+        query: runs an SQL query on the ledger and returns all rows.
+        name: of the table.
+    """
+    return bool(query("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)))
+
+
 def read_scales(query: Callable[..., list[Any]], source: str, count: int) -> list[Scales]:
     """Return the scales of the newest ``count`` rounds of a source that have any, oldest first.
 
@@ -152,7 +162,7 @@ def read_scales(query: Callable[..., list[Any]], source: str, count: int) -> lis
         source: the name of the source.
         count: the largest number of rounds.
     """
-    if not query("SELECT 1 FROM sqlite_master WHERE name = 'scales'"):
+    if not has_table(query, "scales"):
         return []
     newest = query("SELECT x, y FROM scales WHERE source = ? ORDER BY round DESC LIMIT ?", (source, count))
     return [Scales(x, y) for x, y in reversed(newest)]

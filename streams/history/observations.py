@@ -9,7 +9,7 @@ from online_meta.batches import concat_batches
 from online_meta.types import Batch
 from streams.formats.wire import gather_batch, name_fields
 from streams.history.history import History
-from streams.history.ledger import transaction
+from streams.history.ledger import has_table, transaction
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS observations (  -- made with the first row that is observed
@@ -53,14 +53,14 @@ def keep_rows(history: History, entity: str, request: str, rows: Batch, count: i
 
 def list_observed(history: History) -> list[str]:
     """Return the keys of all entities of which rows were ever observed."""
-    if not history.query("SELECT 1 FROM sqlite_master WHERE name = 'observations'"):
+    if not has_table(history.query, "observations"):
         return []
     return [key for (key,) in history.query("SELECT DISTINCT entity FROM observations")]
 
 
 def list_waiting(history: History, entity: str) -> list[Observation]:
     """Return what is observed of an entity and in no durable task, oldest first."""
-    if not history.query("SELECT 1 FROM sqlite_master WHERE name = 'observations'"):
+    if not has_table(history.query, "observations"):
         return []
     sql = "SELECT number, rows, body, task FROM observations WHERE entity = ? AND body IS NOT NULL ORDER BY number"
     return [Observation(*found) for found in history.query(sql, (entity,))]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from streams.entities import find_entity
 from streams.history.history import History
-from streams.history.ledger import transaction
+from streams.history.ledger import has_table, transaction
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS predictions (  -- made with the first prediction that is kept
@@ -105,7 +105,7 @@ def keep_prediction(history: History, kept: Kept, room: Room, now: float) -> Non
 
 def find_prediction(history: History, id: str, entity: str) -> Kept | None:
     """Return the prediction of an entity that is or was kept under an id; None if there is none."""
-    if not _has_table(history):
+    if not has_table(history.query, "predictions"):
         return None
     columns = ", ".join(Kept._fields)
     found = history.query(f"SELECT {columns} FROM predictions WHERE id = ? AND entity = ?", (id, entity))
@@ -126,7 +126,7 @@ def drop_prediction_body(history: History, id: str) -> None:
 
 def find_predicted_rounds(history: History, rounds: Sequence[int]) -> set[int]:
     """Return those rounds whose support set are rows that the entity had before, in a task or waiting for one."""
-    if not rounds or not _has_table(history):
+    if not rounds or not has_table(history.query, "predictions"):
         return set()
     sql = "SELECT round FROM predictions JOIN rounds USING (id) WHERE seen > 0 AND round BETWEEN ? AND ?"
     return {round for (round,) in history.query(sql, (min(rounds), max(rounds)))} & set(rounds)
@@ -134,7 +134,7 @@ def find_predicted_rounds(history: History, rounds: Sequence[int]) -> set[int]:
 
 def count_unlabelled(history: History, entity: str) -> int:
     """Return how many predictions of an entity wait for their labels."""
-    if not _has_table(history):
+    if not has_table(history.query, "predictions"):
         return 0
     sql = "SELECT count(*) FROM predictions WHERE entity = ? AND body IS NOT NULL"
     return int(history.query(sql, (entity,))[0][0])
@@ -142,7 +142,7 @@ def count_unlabelled(history: History, entity: str) -> int:
 
 def list_predicted(history: History) -> list[str]:
     """Return the keys of all entities of which a prediction was ever kept."""
-    if not _has_table(history):
+    if not has_table(history.query, "predictions"):
         return []
     return [key for (key,) in history.query("SELECT DISTINCT entity FROM predictions")]
 
@@ -153,11 +153,7 @@ def read_stored_answer(history: History, id: str) -> dict[str, Any]:
     It is ``stored_answer``, with the ``loss`` of the stored answer, None if it is not finite, and ``leader``, the
     number of rounds that the leader had learned which gave it.
     """
-    if find_entity(id) is None or not _has_table(history):
+    if find_entity(id) is None or not has_table(history.query, "predictions"):
         return {}
     found = history.query("SELECT loss, leader FROM predictions WHERE id = ?", (id,))
     return {"stored_answer": dict(zip(("loss", "leader"), found[0], strict=True))} if found else {}
-
-
-def _has_table(history: History) -> bool:
-    return bool(history.query("SELECT 1 FROM sqlite_master WHERE name = 'predictions'"))
