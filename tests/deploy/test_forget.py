@@ -15,7 +15,7 @@ import torch
 
 from deploy.erasure import STEPS, apply_erasures, forget_entity
 from online_meta.types import Batch, Task
-from streams.entities import find_entity, make_entity_id
+from streams.entities import make_entity_id
 from streams.formats import wire
 from streams.history.erasure import list_logs, list_pending
 from streams.history.errors import RoundForgotten
@@ -31,6 +31,7 @@ from streams.spec import Limits, TaskSpec
 from streams.types import Arrival, Receipt, Record, Rejected, Scales
 from tests.deploy.conftest import Cli
 from tests.support.runs import SETTINGS, changed, lines, play, task
+from tests.support.traces import find_traces
 from trainers.checkpoint import list_checkpoints, load_checkpoint
 from trainers.journal.quarantine import QuarantineLog, QuarantineReader, make_quarantine
 from trainers.journal.run_files import RunFiles
@@ -38,6 +39,7 @@ from trainers.journal.run_files import RunFiles
 KEY, ROUNDS = "Café 7", 17
 OWN = (4, 5, 9, 14)
 MARK = struct.pack("<2f", 0.7234567, -0.3234567)
+TRACES = (b"..Caf_c3_a9_207..",)
 KEEPING = changed(SETTINGS, checkpoint={"keep": 100})
 GROUPED = changed(SETTINGS, meta={"max_rounds_per_update": 4})
 """With the two newest checkpoints, so that an erasure leaves none."""
@@ -105,18 +107,6 @@ def erased(tmp_path_factory: pytest.TempPathFactory, made: Path) -> RunFiles:
     return RunFiles(folder)
 
 
-def find_traces(folder: Path) -> list[str]:
-    """Return what of the entity is in the files of a run, byte by byte, and in what Zarr and SQLite read from them."""
-    traces = (MARK, KEY.encode(), b"..Caf_c3_a9_207..")
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    found = [f"{path}: {trace!r}" for path in files for trace in traces if trace in path.read_bytes()]
-    with History.open(folder / "history", write=False) as history:
-        for name in history.archive.names():
-            for entry, payload in history.archive.read_all(name):
-                found += [f"{name}: {entry.round}"] if MARK in payload or find_entity(entry.id) == KEY else []
-    return found
-
-
 def die_at(accesses: int) -> None:
     """Let this process die just before its next access to the file system but ``accesses`` that changes something."""
     left = accesses
@@ -138,12 +128,12 @@ def play_on(files: RunFiles, settings: Any = KEEPING) -> Any:
 
 
 def test_no_file_of_the_run_has_anything_of_the_entity(run: RunFiles) -> None:
-    before = " ".join(find_traces(run.folder))
+    before = " ".join(find_traces(run.folder, KEY, MARK, TRACES))
     for place in ("ledger.sqlite", "dead-letters", "rounds.jsonl", "replay", "requests", "report.json", "00000-0"):
         assert place in before
     (done,) = forget_entity(run.folder, KEY)
     assert done.rounds == OWN
-    assert find_traces(run.folder) == []
+    assert find_traces(run.folder, KEY, MARK, TRACES) == []
     assert [letter["id"] for _, letter in read_letters(run.dead_letters)] == [id_of(0)]
     with History.open(run.history, write=False) as history:
         assert list_observed(history) == list_predicted(history) == ["other"]
@@ -156,7 +146,7 @@ def test_no_file_of_the_run_has_anything_of_the_entity(run: RunFiles) -> None:
                 assert history.payload(t) == record(t).payload
     assert verify(run.history).clean
     play_on(run)
-    assert find_traces(run.folder) == []
+    assert find_traces(run.folder, KEY, MARK, TRACES) == []
 
 
 @pytest.mark.parametrize("settings", [KEEPING, GROUPED], ids=["single", "grouped"])
@@ -194,7 +184,7 @@ def test_an_erasure_that_is_killed_is_completed_by_the_next_start(run: RunFiles,
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     with closing(History.open(run.history, write=True)) as history:
         assert [one.rounds for one in apply_erasures(history, run.folder)] == ([] if point == "complete" else [OWN])
-    assert find_traces(run.folder) == []
+    assert find_traces(run.folder, KEY, MARK, TRACES) == []
     assert forget_entity(run.folder, None) == []
     assert describe(run) == describe(erased)
     assert verify(run.history).clean
@@ -209,7 +199,7 @@ def test_an_erasure_that_is_killed_in_any_step_is_completed(run: RunFiles, erase
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) in (0, -signal.SIGKILL)
     forget_entity(run.folder, None if list_logs(run.history)[0].exists() else KEY)
-    assert find_traces(run.folder) == []
+    assert find_traces(run.folder, KEY, MARK, TRACES) == []
     assert describe(run) == describe(erased)
 
 
@@ -234,7 +224,7 @@ def test_a_restored_backup_is_erased_again(run: RunFiles, tmp_path: Path) -> Non
     with History.open(run.history, write=True) as history:
         assert len(list_pending(history)) == 1
         assert [one.rounds for one in apply_erasures(history, run.folder)] == [OWN]
-    assert find_traces(run.folder) == []
+    assert find_traces(run.folder, KEY, MARK, TRACES) == []
     assert play_on(run) == learned
 
 

@@ -13,14 +13,15 @@ from deploy.config.config import write_settings
 from deploy.erasure import adopt_epoch, apply_erasures, forget_entity
 from deploy.forks import create_fork, play_branch
 from online_meta.types import Batch, Task
-from streams.entities import find_entity, make_entity_id
+from streams.entities import make_entity_id
 from streams.formats import wire
 from streams.history.history import History
 from streams.history.sealing import SealingSettings, evict_payloads, seal_next
 from streams.history.verify import verify
 from streams.types import Record
 from tests.deploy.conftest import Cli
-from tests.support.runs import SETTINGS, changed, lines, play, task
+from tests.support.runs import FALLING, lines, play, task
+from tests.support.traces import find_traces
 from trainers.checkpoint import list_checkpoints, load_checkpoint, load_latest
 from trainers.journal.jsonl import LineReader
 from trainers.journal.quarantine import QuarantineLog, make_quarantine
@@ -40,6 +41,7 @@ from trainers.settings import (
 KEY, ROUNDS, AT = "Café 7", 32, 26
 OWN = (4, 12, 23, 29)
 MARK = struct.pack("<2f", 0.7234567, -0.3234567)
+TRACES = (b"Caf_c3_a9", b"0.72345", b"-0.32345")
 FAST = "ftml.inner.lr=0.05"
 RACE = TrainerSettings(
     model=ModelSettings("trainers.models:mlp", {"inputs": 2, "outputs": 3, "hidden": []}),
@@ -51,13 +53,6 @@ RACE = TrainerSettings(
     pool=PoolSettings("auto"),
     tuning=TuningSettings(warmup=5, rounds=12),
     race=("ftml", FAST),
-)
-FALLING = changed(
-    SETTINGS,
-    model={"loss": "tests.support.edge:loss"},
-    meta={"lr": 1.5, "max_skipped": 3, "steps_per_round": 1},
-    regret={"baselines": ()},
-    checkpoint={"every_rounds": 1, "keep": 2},
 )
 CASES = {"race": RACE, "rollback": FALLING}
 
@@ -120,18 +115,6 @@ def forgotten(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return Forgotten(files, settings, backup)
 
 
-def find_traces(folder: Path) -> list[str]:
-    """Return the files that have the entity's key or its numbers, as bytes or as text."""
-    traces = (MARK, KEY.encode(), b"Caf_c3_a9", b"0.72345", b"-0.32345")
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    found = [f"{path}: {trace!r}" for path in files for trace in traces if trace in path.read_bytes()]
-    with History.open(folder / "history", write=False) as history:
-        for name in history.archive.names():
-            for entry, payload in history.archive.read_all(name):
-                found += [f"{name}: {entry.round}"] if MARK in payload or find_entity(entry.id) == KEY else []
-    return found
-
-
 @pytest.fixture
 def run(forgotten: Forgotten, tmp_path: Path) -> RunFiles:
     """A copy of the run, as the erasure has left it."""
@@ -144,8 +127,8 @@ def test_nothing_of_the_entity_is_left_and_the_race_the_rollback_and_the_fork_go
     forgotten: Forgotten, run: RunFiles, tmp_path: Path
 ) -> None:
     settings = forgotten.settings
-    assert find_traces(forgotten.backup)
-    assert find_traces(run.folder) == []
+    assert find_traces(forgotten.backup, KEY, MARK, TRACES)
+    assert find_traces(run.folder, KEY, MARK, TRACES) == []
     other = RunFiles(tmp_path / "other")
     dropped = ["plans.jsonl", "paths.jsonl", "quarantine.jsonl", "forks.jsonl", "erasures.jsonl"]
     shutil.copytree(run.history, other.history, ignore=lambda *_: dropped)
@@ -156,7 +139,7 @@ def test_nothing_of_the_entity_is_left_and_the_race_the_rollback_and_the_fork_go
         assert mine["learners"] == theirs["learners"]
     make_fork(other.folder, settings)
     assert play_fork(run.folder) == play_fork(other.folder)
-    assert find_traces(run.folder) == []
+    assert find_traces(run.folder, KEY, MARK, TRACES) == []
     assert verify(run.history).clean
     with closing(History.open(run.history, write=True)) as history:
         assert apply_erasures(history, run.folder) == [], "the new checkpoints are known to be from after it"

@@ -43,6 +43,16 @@ def changed(settings: TrainerSettings, **sections: dict[str, Any]) -> TrainerSet
     return replace(settings, **parts)
 
 
+FALLING = changed(
+    SETTINGS,
+    model={"loss": "tests.support.edge:loss"},
+    meta={"lr": 1.5, "max_skipped": 3, "steps_per_round": 1},
+    regret={"baselines": ()},
+    checkpoint={"every_rounds": 1, "keep": 2},
+)
+"""A run whose meta-steps soon stop being finite, so that its leader is rolled back."""
+
+
 def task(seed: int, size: float = 1.0) -> Task:
     random = torch.Generator().manual_seed(seed)
 

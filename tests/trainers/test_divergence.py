@@ -9,7 +9,7 @@ import pytest
 
 from online_meta.testing.learner_problems import frozen
 from streams.history.history import History
-from tests.support.runs import SETTINGS, changed, fill, kill, lines, opened, play, task
+from tests.support.runs import FALLING, changed, fill, kill, lines, opened, play, task
 from trainers.checkpoint import list_checkpoints, load_checkpoint, load_latest, publish_checkpoint
 from trainers.journal.divergence import Diverged, Rollback, RollbackLog, SkipStreak, list_rollback_targets
 from trainers.journal.run_files import RunFiles
@@ -18,13 +18,6 @@ from trainers.settings import ModelSettings
 from trainers.settings_fingerprint import check_same_settings, fingerprint, reproducibility_key
 
 ROUNDS = 40
-FALLING = changed(
-    SETTINGS,
-    model={"loss": "tests.support.edge:loss"},
-    meta={"lr": 1.5, "max_skipped": 3, "steps_per_round": 1},
-    regret={"baselines": ()},
-    checkpoint={"every_rounds": 1, "keep": 2},
-)
 
 
 @pytest.fixture(scope="module")
