@@ -134,11 +134,10 @@ class TaskSum:
         meta = self._in_order(meta)
         if isinstance(tasks, StackedTasks) and (plan := self._find_stacked_plan(tasks)):
             total = self._sum_at_once(plan, meta, tasks, weights)
-            self.seconds += time.perf_counter() - began
-            return total
-        for group in group_tasks([*map(self.fit, tasks)], weights, self.plans):
-            share = self._sum(self.plans.get(group.signature, LOOP_PLAN), meta, group)
-            total = share if total is None else add(total, share)
+        else:
+            for group in group_tasks([*map(self.fit, tasks)], weights, self.plans):
+                share = self._sum(self.plans.get(group.signature, LOOP_PLAN), meta, group)
+                total = share if total is None else add(total, share)
         if total is None:
             raise ValueError("a meta-gradient over no tasks is not defined: give one task or more")
         self.seconds += time.perf_counter() - began

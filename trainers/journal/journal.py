@@ -24,7 +24,7 @@ from trainers.settings import TrainerSettings
 log = logging.getLogger(__name__)
 
 MOST_PENDING, PENDING_SECONDS = 64, 0.1
-"""While further rounds are there to be played, so many lines wait to be committed together, and for so long."""
+"""The largest number of lines that wait for a common commit, and how long they wait, in seconds."""
 
 
 @dataclass
