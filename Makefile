@@ -57,7 +57,7 @@ test-slow: $(TEST_TOOLS)  ## the tests that `make test` leaves out: all kills, r
 	@$(TEST) -m slow $(ARGS)
 
 test-third: $(TEST_TOOLS)
-	@$(TEST) --slow-third $(THIRD) $(ARGS)
+	@$(TEST) --hypothesis-profile repeatable --slow-third $(THIRD) $(ARGS)
 
 lint: $(READY)  ## formatting, lint and types
 	@set -x

@@ -346,7 +346,8 @@ def _finite(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-_FAST_HEADER_BYTES = 1024
+# Enough for some fifty tensors; the headers that are remembered then take at most 256 KiB.
+_FAST_HEADER_BYTES = 4096
 
 
 _WEIGHTS = {f"{_SUPPORT}_weight", f"{_QUERY}_weight"}

@@ -14,7 +14,7 @@ from online_meta.types import Batch, Task
 from streams.formats import wire
 from streams.formats.wire import canonical_bytes, is_canonical
 from streams.history.history import History
-from streams.spec import Limits, TaskSpec
+from streams.spec import InputSpec, Limits, TargetSpec, TaskSpec
 from streams.types import BacklogFull, IngestClosed, Receipt, Rejected
 from tests.streams.test_wire_properties import LIMITS, batch_of, specs
 from tests.support.ingesting import DEADLINE, Arrive, Counts, Open
@@ -47,6 +47,13 @@ def test_the_fast_path_agrees_with_the_decoder(spec: TaskSpec, n: int, seed: int
         changed[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.sampled_from([0, 1, 127, 128, 255]))
     for other in (bytes(changed), body[:-1], body + b"\0"):
         assert fast_path(other, spec) == decode(other, spec)
+
+
+def test_a_task_of_three_inputs_three_targets_and_weights_takes_the_fast_path() -> None:
+    inputs = {name: InputSpec((2,), "float64") for name in ("first", "second", "third")}
+    targets = {f"target_{name}": TargetSpec("class", 4, (2, 2, 3)) for name in inputs}
+    spec = TaskSpec(x=inputs, targets=targets)
+    assert is_canonical(wire.encode(Task(batch_of(spec, 12, 2), batch_of(spec, 12, 3))), spec, LIMITS)
 
 
 def test_a_valid_body_that_is_not_canonical_is_decoded() -> None:
