@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -110,7 +111,8 @@ def _nll(prediction: Prediction, task: Task) -> float | None:
 
 def score_task(inner: Inner, meta: Meta, task: Task, prefixes: Sequence[int] = ()) -> Score:
     """Return the query losses f(w) and f(U(w)) before and after adapting meta-parameters w with the inner loop U."""
-    answers: Answers = lambda state, support, x: answer_by_inner_loop(inner, meta, support, x)  # noqa: E731
+    own = replace(inner, answer_steps=(), answer_heads=(), answer_rules=())  # Further answers would be thrown away.
+    answers: Answers = lambda state, support, x: answer_by_inner_loop(own, meta, support, x)  # noqa: E731
     return score_answers(answer_task(answers, {}, task, prefixes), task)[""]
 
 

@@ -1,6 +1,7 @@
 """The hindsight comparator approaches the exact minimum, and its standard error holds over many seeds."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,6 +120,23 @@ def test_full_batches_reach_the_minimum():
     best = best_fixed_loss(TASKS)
     assert best <= loss * (1 + 1e-12)
     assert loss == pytest.approx(best, rel=1e-6)
+
+
+def test_a_round_is_evaluated_without_the_further_answers_of_the_run():
+    steps = []
+
+    def update(rule, carry, seen, step):
+        steps.append(step)
+        return sgd.update(rule, carry, seen, step)
+
+    sgd, setup = om.rules.sgd(lr=LR), regression(TASKS)
+    counting = replace(setup.inner, rule=sgd._replace(update=update))
+    alone, further = (
+        refresh_hindsight(replace(setup, inner=inner), ROUNDS, 0, ROUNDS, None).comparator
+        for inner in (setup.inner, replace(counting, answer_steps=(0, 5, 20)))
+    )
+    assert steps == [0] * ROUNDS, "one step for each round, as the run learns"
+    assert further == alone
 
 
 def test_only_rounds_before_the_refresh_are_used():
