@@ -36,7 +36,7 @@ TORCH ?= 2.13.0
 MINUTES ?=
 SEED ?=
 
-.PHONY: help setup demo test test-quick test-slow test-third lint check format docs reference experiments experiments-cost bench bench-distributed bench-memory bench-streams \
+.PHONY: help setup demo test test-quick test-slow test-third lint check format docs reference experiments experiments-cost bench bench-distributed bench-memory bench-streams bench-answers \
 	crash fuzz soak pins clean chromium
 
 help:  ## this list
@@ -91,6 +91,9 @@ bench-memory: $(READY)  ## error of the estimate of peak memory, 10 minutes; ARG
 
 bench-streams: $(READY) $(BIN)/redis-server  ## speed of the streams and the history, 8 minutes; ARGS="--only http_ingest"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.benchmarks.streams $(ARGS)
+
+bench-answers: $(READY) $(BIN)/wrk  ## speed of answers while training goes on, 8 minutes; ARGS="--only 'one learner'"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.benchmarks.answers $(ARGS)
 
 crash: $(READY) $(BIN)/strace  ## kill and harm the history at every system call that changes a file; SEED=1 ARGS="--every 10"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.crash --seed $(or $(SEED),0) $(ARGS)
@@ -194,6 +197,19 @@ $(BIN)/strace: | $(READY)
 		unpack_package strace
 		ln -sf ../debian/usr/bin/strace $@
 	fi
+
+# The same; the library that it needs is unpacked too.
+$(BIN)/wrk: | $(READY)
+	@$(shell_functions)
+	if found=$$(command -v wrk); then
+		ln -sf "$$found" $@
+		exit
+	fi
+	for package in libluajit2-5.1-2 wrk; do unpack_package $$package; done
+	echo '#!/bin/sh
+	here=$$(dirname "$$(readlink -f "$$0")")/../debian
+	LD_LIBRARY_PATH=$$(echo "$$here"/usr/lib/*-linux-gnu) exec "$$here"/usr/bin/wrk "$$@"' > $@
+	chmod +x $@
 
 # The folder in the package is named after the machine.
 $(FAKETIME): | $(READY)

@@ -10,6 +10,8 @@ import torch
 import online_meta as om
 from online_meta.batching.autotune import relative_error
 from online_meta.tree import to_float64
+from tests.benchmarks.answers import ONE, POOL
+from tests.benchmarks.answers import render as render_answers
 from tests.benchmarks.contestants import CONTESTANTS, prepare_unrolled, stack_tasks
 from tests.benchmarks.goals import format_verdict
 from tests.benchmarks.growth import fit_exponent
@@ -137,3 +139,17 @@ def test_the_exponent_of_growth_is_found_above_a_constant(power):
 
 def _compute_exact(inner, weights, tasks):
     return om.over_tasks(om.exact(inner), "loop")(inner.init(weights), tasks)
+
+
+def test_the_page_of_answers_compares_each_figure_with_its_goal():
+    measured = {"rate": [700.0, 500.0, 650.0], "pace_alone": [10.0, 20.0, 30.0], "pace_loaded": [9.0, 10.0, 12.0]}
+    times = ("p50", "p99", "json_rate", "json_p99", "idle_rate", "idle_p99")
+    found = {**measured, **{name: [0.05] for name in times}}
+    machine = {"processor": "two cores", "load_before": 0.0}
+    taken = {"alone": [0.001, 0.002], "loaded": [0.003]}
+    result = {"command": "c", "commit": "a", "machine": machine, "seconds": 1, "ingest": taken}
+    page = render_answers(result | {"answers": {ONE: found, POOL: found}})
+    assert "| answers per second | 650 | 500 to 700 | at least 600 | met |" in page
+    assert "| answers per second | 650 | 500 to 700 | at least 100 | met |" in page
+    assert "| milliseconds to an answer, p99 | 50 | 50 to 50 | at most 25 | **missed**: 2.00 times the goal |" in page
+    assert "| pace of training with the load / without | 0.5 | 0.4 to 0.9 | at least 0.6 | **missed**" in page
