@@ -36,8 +36,8 @@ TORCH ?= 2.13.0
 MINUTES ?=
 SEED ?=
 
-.PHONY: help setup demo test test-quick test-slow test-third lint check format docs reference experiments experiments-cost bench bench-distributed bench-memory bench-streams bench-answers \
-	crash fuzz soak pins clean chromium
+.PHONY: help setup demo test test-quick test-slow test-third lint check format docs reference experiments experiments-cost \
+	bench bench-rounds bench-distributed bench-memory bench-streams bench-answers crash fuzz soak pins clean chromium
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -82,6 +82,9 @@ experiments-cost: $(READY)  ## the cost of a round stays constant, 80 minutes; c
 
 bench: $(BENCH_READY)  ## time and memory next to peers, into docs/results, 25 minutes; ARGS="--only sinusoid_k5"
 	@exec $(BENCH)/python -m tests.benchmarks $(ARGS)
+
+bench-rounds: $(BENCH_READY) $(READY)  ## whole rounds next to plain JAX, into docs/results, 40 minutes; ARGS="--only rounds_k1"
+	@exec $(BENCH)/python -m tests.benchmarks.rounds $(ARGS)
 
 bench-distributed: $(READY)  ## gain and cost of several ranks, 8 minutes; ARGS="--kills 5"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.benchmarks.distributed $(ARGS)

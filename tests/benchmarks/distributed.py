@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,12 +17,12 @@ from streams.atomic_files import replace_file
 from streams.producers import submit
 from tests.benchmarks.goals import format_verdict
 from tests.benchmarks.one_rank import BATCH, SIDE
+from tests.benchmarks.ranks import time_ranks
 from tests.benchmarks.stalls import compute_share, time_stalls
 from tests.benchmarks.surroundings import describe_machine, read_commit
 from tests.recovery.test_kills import body
 from tests.recovery.test_ranks import ENGINE, kill_rank
 from tests.support.daemon import RestartedDaemon, wait_for
-from tests.support.launch_ranks import places
 from trainers.journal.jsonl import LineReader
 
 NAME = "bench_distributed"
@@ -33,19 +32,7 @@ WAYS = {"local, 1 rank": ("local", 1), "deepspeed, 1 rank": ("deepspeed", 1), "d
 def time_steps(kind: str, world: int, steps: int) -> float:
     """Return the median seconds of a meta-step on ``world`` ranks, each a process with one thread."""
     command = [sys.executable, "-m", "tests.benchmarks.one_rank", kind, "0", str(steps)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **place},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for place in places(world)
-    ]
-    outputs = [rank.communicate(timeout=600)[0] for rank in ranks]
-    (line,) = [line for line in outputs[0].splitlines() if line.startswith("SECONDS")]
-    return statistics.median(json.loads(line.removeprefix("SECONDS")))
+    return statistics.median(time_ranks(command, world))
 
 
 def race(rounds: int, steps: int) -> dict[str, list[float]]:

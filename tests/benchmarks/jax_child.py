@@ -2,12 +2,17 @@
 
 import os
 import time
+from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
 
-ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+SETTINGS = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+}
+"""The environment in which JAX computes with one thread; it has to be set before JAX is imported."""
 
 
 class Order(NamedTuple):
@@ -22,23 +27,26 @@ class Order(NamedTuple):
     vmap: bool
 
 
-def serve(pipe: Connection) -> None:
-    """Compile each received ``Order``, run the last one for each received number of calls, and end on None."""
-    os.environ["XLA_FLAGS"] = ONE_THREAD
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    call = None
+def serve(pipe: Connection, module: str) -> None:
+    """Prepare the first message, run what was prepared for each later one, and end on None.
+
+    The module has ``prepare(order)``, which returns what ``run(prepared, asked)`` needs and an answer. Both may import
+    JAX, and so may the module, which is imported here.
+    """
+    os.environ |= SETTINGS
+    program, prepared = import_module(module), None
     while (asked := pipe.recv()) is not None:
         try:
-            if isinstance(asked, Order):
-                call, answer = _prepare(asked)
+            if prepared is None:
+                prepared, answer = program.prepare(asked)
             else:
-                answer = _run(call, asked)
+                answer = program.run(prepared, asked)
         except Exception as error:  # The parent process shows it in the table.
             answer = RuntimeError(f"{type(error).__name__}: {str(error).splitlines()[0]}")
         pipe.send(answer)
 
 
-def _prepare(order: Order) -> tuple[Any, dict[str, float]]:
+def prepare(order: Order) -> tuple[Any, dict[str, float]]:
     """Compile; return the compiled function, the seconds of compiling, and the bytes that one call takes."""
     import jax
     import jax.numpy as jnp
@@ -77,7 +85,7 @@ def _prepare(order: Order) -> tuple[Any, dict[str, float]]:
     return call, {"compile": seconds, "bytes": memory.temp_size_in_bytes + memory.output_size_in_bytes}
 
 
-def _run(call: Any, count: int) -> tuple[float, float, dict[str, np.ndarray]]:
+def run(call: Any, count: int) -> tuple[float, float, dict[str, np.ndarray]]:
     """Return the mean seconds of ``count`` calls, the loss, and the gradient."""
     import jax
 

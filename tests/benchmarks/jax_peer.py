@@ -12,29 +12,23 @@ from tests.benchmarks.jax_child import Order, serve
 from tests.benchmarks.works import Work
 
 
-class JaxPeer:
-    """A child process with one compiled program; it inherits the CPU affinity of its parent."""
+class JaxProcess:
+    """A child process that runs JAX; it inherits the CPU affinity of its parent."""
 
-    def __init__(self, work: Work, weights: Params, tasks: list[Task]) -> None:
-        """Compile ``work``; raises ``RuntimeError`` with the child's reason if that fails."""
+    def __init__(self, order: Any, module: str) -> None:
+        """Let the child prepare an order with a ``module`` for ``serve``; raises ``RuntimeError`` if that fails."""
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs,), daemon=True)
+        self._process = context.Process(target=serve, args=(theirs, module), daemon=True)
         self._process.start()
         theirs.close()
-        (support, query) = stack_tasks(tasks)
-        arrays = tuple(tensor.numpy() for tensor in (*support, *query))
-        self._names = [*weights]  # JAX returns sorted dictionaries.
-        named = {name: value.numpy() for name, value in weights.items()}
-        vmap = work.network == "sinusoid_mlp"  # For larger networks, vmap is slower than a loop over tasks.
-        order = Order(work.network, work.loss, work.lr, work.steps, named, arrays, vmap)
         try:
-            self.prepared: dict[str, float] = self._ask(order)
+            self.prepared: Any = self.ask(order)
         except BaseException:
             self.__exit__(None, None, None)
             raise
 
-    def __enter__(self) -> "JaxPeer":
+    def __enter__(self) -> "JaxProcess":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -45,16 +39,8 @@ class JaxPeer:
         self._process.kill()
         self._process.join()
 
-    def turn(self, calls: int) -> float:
-        """Return the mean seconds of ``calls`` calls, measured by the child."""
-        return self._ask(calls)[0]
-
-    def result(self) -> MetaGrad:
-        """Return the computed meta-gradient, for comparison."""
-        _, loss, grads = self._ask(1)
-        return MetaGrad(torch.tensor(loss), Meta({name: torch.tensor(grads[name]) for name in self._names}, {}))
-
-    def _ask(self, question: Any) -> Any:
+    def ask(self, question: Any) -> Any:
+        """Return what the child runs for a question; raises ``RuntimeError`` with its reason if that fails."""
         self._pipe.send(question)
         try:
             answer = self._pipe.recv()
@@ -63,3 +49,34 @@ class JaxPeer:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+class JaxPeer(JaxProcess):
+    """A child process with one compiled program for a workload."""
+
+    def __init__(self, work: Work, weights: Params, tasks: list[Task]) -> None:
+        """Compile ``work``; raises ``RuntimeError`` with the child's reason if that fails."""
+        self._names = [*weights]  # JAX returns sorted dictionaries.
+        named = {name: value.numpy() for name, value in weights.items()}
+        vmap = work.network == "sinusoid_mlp"  # For larger networks, vmap is slower than a loop over tasks.
+        order = Order(work.network, work.loss, work.lr, work.steps, named, list_arrays(tasks), vmap)
+        super().__init__(order, Order.__module__)
+
+    def __enter__(self) -> "JaxPeer":
+        return self
+
+    def turn(self, calls: int) -> float:
+        """Return the mean seconds of ``calls`` calls, measured by the child."""
+        seconds: float = self.ask(calls)[0]
+        return seconds
+
+    def result(self) -> MetaGrad:
+        """Return the computed meta-gradient, for comparison."""
+        _, loss, grads = self.ask(1)
+        return MetaGrad(torch.tensor(loss), Meta({name: torch.tensor(grads[name]) for name in self._names}, {}))
+
+
+def list_arrays(tasks: list[Task]) -> tuple[Any, ...]:
+    """Return the stacked NumPy arrays of tasks: support x and y, query x and y, each of shape (tasks, n, ...)."""
+    support, query = stack_tasks(tasks)
+    return tuple(tensor.numpy() for tensor in (*support, *query))

@@ -1,7 +1,7 @@
 """Run a race: check every contestant on the same workload, then let them take turns, round by round."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median, quantiles
@@ -66,13 +66,12 @@ def compute_reference(work: Work, weights: Params, tasks: list[Task]) -> MetaGra
 def make_row(racer: Racer, work: Work, programs: Path) -> dict[str, Any]:
     """Return the figures of a contestant; seconds are scaled to all ``work.tasks`` tasks."""
     scale = work.tasks / work.timed
-    middle = median(racer.turns)
-    low, _, high = quantiles(racer.turns, n=4, method="inclusive") if len(racer.turns) > 1 else (middle,) * 3
+    middle, spread = describe_spread(racer.turns)
     used, by = measure_memory(racer, work, programs)
     return {
         "contestant": racer.name,
         "seconds": middle * scale,
-        "spread": (high - low) / middle,
+        "spread": spread,
         "raw": racer.turns,
         "calls": racer.calls,
         "first_call": racer.first,
@@ -81,6 +80,13 @@ def make_row(racer: Racer, work: Work, programs: Path) -> dict[str, Any]:
         "bytes": used,
         "bytes_by": by,
     }
+
+
+def describe_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Return the median of ``values``, and the interquartile range divided by it."""
+    middle = median(values)
+    low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else (middle,) * 3
+    return middle, (high - low) / middle
 
 
 def measure_memory(racer: Racer, work: Work, programs: Path) -> tuple[int | None, str]:

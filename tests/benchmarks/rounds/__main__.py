@@ -1,0 +1,108 @@
+"""``python -m tests.benchmarks.rounds``: measure rounds, and write bench_rounds.json, .md and .png after each part."""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from streams.atomic_files import replace_file
+from tests.benchmarks.rounds.page import draw, render
+from tests.benchmarks.rounds.parts import (
+    GAMES,
+    QUICK,
+    TITLES,
+    Part,
+    Scale,
+    Setting,
+    measure_first_rounds,
+    measure_late_rounds,
+    measure_pool,
+    measure_ranks,
+    measure_rounds,
+    measure_sizes,
+)
+from tests.benchmarks.surroundings import bind_to_one_core, describe_machine, read_commit, read_versions
+
+NAME = "bench_rounds"
+RANKS = "ranks"
+PARTS: dict[str, Callable[[Setting], Part]] = {
+    RANKS: partial(measure_ranks, 0.6),
+    "rounds_k1": partial(measure_rounds, "k1", 1.3),
+    "rounds_k5": partial(measure_rounds, "k5", 0.8),
+    "pool_k1": partial(measure_pool, "sinusoid", GAMES["k1"], TITLES["k1"], 3.0),
+    "pool_k5": partial(measure_pool, "sinusoid", GAMES["k5"], TITLES["k5"], 3.0),
+    "pool_conv4": partial(measure_pool, "conv4", (), "Conv4, 5-way 1-shot", 1.2),
+    "first_k1": partial(measure_first_rounds, "k1", 2.5),
+    "first_k5": partial(measure_first_rounds, "k5", 4.0),
+    "late": partial(measure_late_rounds, 1.1),
+    "sizes": partial(measure_sizes, 1.5),
+}
+"""The parts with their goals. Ranks have several cores and come first; the others are bound to one."""
+OWN_PYTHON = Path(".venv/bin/python")
+
+
+def measure(name: str, scale: Scale, python: str) -> Part:
+    """Return the result of a part; one that fails has the reason in place of its figures."""
+    _log(name)
+    if name != RANKS:
+        bind_to_one_core()
+        torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="bench-rounds-") as folder:
+        setting = Setting(scale, Path(folder), lambda what: _log(f"{name}: {what}"), python)
+        try:
+            return PARTS[name](setting)
+        except Exception as error:  # An error of one part does not stop the others.
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            return {"title": name, "about": [f"Not measured: {reason}."], "rows": [], "figures": []}
+
+
+@click.command()
+@click.option("--only", type=click.Choice([*PARTS]), multiple=True, help="A part; may be repeated. All by default.")
+@click.option("--quick", is_flag=True, help="Few rounds, to see that everything works; the figures mean little.")
+@click.option(
+    "--python",
+    default=str(OWN_PYTHON) if OWN_PYTHON.exists() else sys.executable,
+    show_default=True,
+    help="An interpreter with DeepSpeed, for several ranks.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help=f"The output folder; by default docs/results, or runs/{NAME} with --only or --quick.",
+)
+def main(only: tuple[str, ...], quick: bool, python: str, out: Path | None) -> None:
+    """Print and write the times of whole rounds next to plain JAX, and which goals hold."""
+    out = out or Path(f"runs/{NAME}" if only or quick else "docs/results")
+    out.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    about: dict[str, Any] = {
+        "command": " ".join(["python -m tests.benchmarks.rounds", *sys.argv[1:]]),
+        "commit": read_commit(),
+        "machine": describe_machine(),
+        "versions": {name: version for name, version in read_versions().items() if name in ("torch", "jax", "jaxlib")},
+        "plot": f"{NAME}.png",
+        "quick": quick,
+    }
+    result: dict[str, Any] = {"about": about, "parts": {}}
+    for name in (name for name in PARTS if name in (only or PARTS)):
+        result["parts"][name] = measure(name, QUICK if quick else Scale(), python)
+        about["wall_seconds"] = time.monotonic() - began
+        replace_file(out / f"{NAME}.json", json.dumps(result, indent=1).encode(), durable=False)
+        replace_file(out / f"{NAME}.md", render(result).encode(), durable=False)
+        replace_file(out / f"{NAME}.png", draw(result), durable=False)
+    click.echo((out / f"{NAME}.md").read_text(encoding="utf-8"))
+
+
+def _log(what: str) -> None:
+    click.echo(f"{time.strftime('%H:%M:%S')} {what}", err=True)
+
+
+if __name__ == "__main__":
+    main()
