@@ -146,6 +146,9 @@ def choose_plan(
         plan = ExecutionPlan("traced", size, benchmark.group.signature, traced.digest)
         measured.append(benchmark_plan(benchmark, plan, as_stacked_sum(traced.graph)))
     best = fastest(measured)
+    # An engine writes to its meta-parameters while the program is compiled: the reference is that of the present ones.
+    present = Meta(*({name: value.detach().clone() for name, value in part.items()} for part in meta))
+    benchmark = benchmark._replace(meta=present)
     return PlanChoice(best.plan, tuple(measured), benchmark, traced if best.plan.batching != "loop" else None)
 
 

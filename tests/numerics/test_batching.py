@@ -178,6 +178,14 @@ def test_the_fastest_right_plan_is_chosen_and_a_wrong_one_is_rejected():
     assert "nan" in rejection_of(float("nan"))
 
 
+def test_a_program_is_judged_right_after_the_meta_parameters_have_moved():
+    gradient, meta, task = setting(dtype=torch.float32)
+    choice = choose_plan(gradient, meta, [task(k) for k in range(4)], 4, None)
+    for value in meta.weights.values():
+        value.data.mul_(1.5)  # as the optimizer does while a program is compiled
+    assert benchmark_plan(choice.benchmark, choice.plan, vmapped(gradient)).rejection is None
+
+
 class ValueDependent(torch.nn.Linear):
     """Decides by the value of a tensor, which a traced program cannot do."""
 
