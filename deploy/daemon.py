@@ -29,6 +29,7 @@ from deploy.erasure import apply_erasures
 from deploy.exits import BROKEN, DONE, TRY_LATER, CommandError
 from deploy.leader import Adapter
 from deploy.processes.branches import ForkSupervisor, start_child
+from deploy.processes.child import FINISH
 from deploy.processes.maintenance import MaintenanceSupervisor
 from deploy.processes.supervisor import SupervisedProcess
 from deploy.promotion import Settled, settle_branches, write_branches
@@ -60,8 +61,8 @@ SIGNAL_SECONDS = 0.1
 DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 REQUEST_SECONDS = 10.0
 """How long a drain waits for HTTP requests in progress."""
-COMPARATOR_SECONDS = 5.0
-"""How long a drain waits for the comparators. Killing them loses nothing, and the trainer needs their processor."""
+COMPARATOR_SECONDS = 12.0
+"""How long a drain waits for the comparators once the trainer has ended. Killing them loses nothing."""
 OVERDUE_SECONDS = 30.0
 """How long after the deadline the daemon ends even if it is stuck, for example in the disconnection of a source."""
 RETRY_SECONDS = 5.0
@@ -94,15 +95,11 @@ class Drain:
         self.requested = True
 
     def add(self, name: str, children: dict[str, SupervisedProcess]) -> None:
-        """Ask the child ``name`` to stop when the drain begins; comparators have less time than the others."""
-        seconds = min(COMPARATOR_SECONDS, self._seconds / 2)
+        """Ask the child ``name`` to stop when the drain begins, and comparators to judge the newest round."""
 
         def stop() -> None:
-            if (child := children.get(name)) is None:
-                return
-            child.ask_to_stop()
-            if name == "comparators":
-                threading.Thread(target=child.stop, args=(seconds,), daemon=True).start()
+            if (child := children.get(name)) is not None:
+                child.ask_to_stop(FINISH if name == "comparators" else signal.SIGTERM)
 
         self.on_begin.append(stop)
 
@@ -136,8 +133,9 @@ class Drain:
 def serve(config: Config, ready: Callable[[str], None]) -> None:
     """Run the daemon until SIGTERM, SIGINT or SIGHUP, then drain it.
 
-    Draining stops comparators and compilers first. It stops intake, commits pending tasks, finishes the round, writes a
-    checkpoint, and writes the report. All of this has one deadline, ``[serve] drain_seconds``.
+    Draining stops comparators and compilers first. It stops intake, commits pending tasks, finishes the round and
+    writes a checkpoint. The comparators then judge the newest round without training, and the report is written. All of
+    this has one deadline, ``[serve] drain_seconds``.
 
     Args:
         config: of the run.
@@ -355,8 +353,8 @@ def _wait_until_drained(name: str, children: dict[str, SupervisedProcess], drain
     child = children.get(name)
     if child is None:
         return
-    code = child.stop(drain.seconds_left())
-    if code in (DONE, -signal.SIGTERM):  # SIGTERM ends a process that is just starting
+    code = child.stop(min(drain.seconds_left(), COMPARATOR_SECONDS if name == "comparators" else math.inf))
+    if code in (DONE, -signal.SIGTERM, -FINISH):  # a signal ends a process that is just starting
         return
     found = f"the {child.name} ended with exit code {code} and did not drain"
     log.error("%s", found)

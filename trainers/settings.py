@@ -178,6 +178,10 @@ class RegretSettings:
             ``closed_form`` computes it, for models that are linear in their weights with squared loss; ``dynamic``
             estimates the loss of each task's own best meta-parameters.
         comparator_options: options of comparators, a table under the name of each.
+        comparator_budget: the compute of ``hindsight``, and that of ``dynamic``, for each round of the run. 1 is the
+            compute with which the leading learner learns a round, ``steps_per_round`` meta-steps of ``batch`` tasks. A
+            smaller budget gives shorter passes, fewer starts and, if need be, fewer rounds to evaluate. By default
+            there is no limit.
         every_rounds: rounds between two refreshes of the comparators; they are refreshed when the stream rests, too.
         hindsight_steps: meta-steps of ``hindsight`` for each new round, a pass.
         hindsight_restarts: initialisations that ``hindsight`` is trained from.
@@ -204,6 +208,7 @@ class RegretSettings:
 
     comparator: tuple[str, ...] = changeable(("hindsight",))
     comparator_options: dict[str, dict[str, Any]] = changeable(factory=dict)
+    comparator_budget: Annotated[float, Gt(0)] | None = changeable()
     every_rounds: Annotated[int, Ge(1)] = changeable(100)
     hindsight_steps: Annotated[float, Gt(0)] = changeable(2.0)
     hindsight_restarts: Annotated[int, Ge(1), Le(100)] = changeable(2)

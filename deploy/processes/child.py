@@ -9,7 +9,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
@@ -20,8 +20,14 @@ LOCK_TIMEOUT_SECONDS = 30.0
 PR_SET_PDEATHSIG = 1
 
 
-def stop_on_signals() -> Event:
+FINISH = signal.SIGUSR1
+"""Asks the comparators to judge the newest round and to end, while the daemon drains."""
+
+
+def stop_on_signals(finish: Event | None = None) -> Event:
     """Install handlers for SIGTERM and SIGINT; return the event that they set. SIGHUP is ignored.
+
+    ``FINISH`` sets the event ``finish``, if there is one, and then the same.
 
     A terminal that closes sends SIGHUP to all processes. The daemon then drains, and stops its children in order.
 
@@ -33,6 +39,12 @@ def stop_on_signals() -> Event:
     def set_stop(_signal: int, _frame: object) -> None:
         _thread.start_new_thread(stop.set, ())
 
+    def set_both(finish: Event) -> None:
+        finish.set()
+        stop.set()
+
+    if finish is not None:
+        signal.signal(FINISH, lambda *_: _thread.start_new_thread(set_both, (finish,)))
     signal.signal(signal.SIGTERM, set_stop)
     signal.signal(signal.SIGINT, set_stop)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -82,3 +94,15 @@ def hold_lock(lock: Path) -> Iterator[None]:
                     ) from None
                 time.sleep(0.05)
         yield
+
+
+def wait_for_lock(lock: Path, on_waiting: Callable[[], None]) -> None:
+    """Wait until no process holds ``lock`` by ``hold_lock``; call ``on_waiting`` several times a second meanwhile."""
+    with open(lock, "a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                on_waiting()
+                time.sleep(0.05)

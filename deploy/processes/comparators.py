@@ -5,8 +5,9 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
-from itertools import takewhile
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from deploy.config.config import read_settings
 from deploy.exits import DONE, TRY_LATER, CommandError
 from deploy.leader import find_leader
 from deploy.logs import Origin, log_to_stderr
-from deploy.processes.child import die_with_parent, hold_lock, stop_on_signals
+from deploy.processes.child import die_with_parent, hold_lock, stop_on_signals, wait_for_lock
 from online_meta import registry
 from online_meta.batching.failures import is_task_failure
 from online_meta.learners import LearnerContext
@@ -30,22 +31,32 @@ from streams.atomic_files import replace_file
 from streams.history.errors import ArchiveUnreachable, HistoryFull, RoundDiscarded
 from streams.history.history import History
 from trainers.build import build_context
-from trainers.comparators import ComparatorUnavailable, Refresh, RefreshRequest, RefreshResult
+from trainers.comparators import (
+    ComparatorUnavailable,
+    Refresh,
+    RefreshRequest,
+    RefreshResult,
+    is_exact,
+    load_comparator,
+)
 from trainers.journal.heartbeat import PLAYING, WAITING, HeartbeatWriter
 from trainers.journal.jsonl import LineReader, LineWriter
+from trainers.journal.plans import read_execution_plans
 from trainers.journal.run_files import RunFiles
 from trainers.journal.tuning_log import settings_of_checkpoint
-from trainers.learner_settings import lead_settings
+from trainers.learner_settings import lead_settings, list_learners
 from trainers.loop.task_prefetch import HistoryBuffer
 from trainers.settings import TrainerSettings
 
 POLL_SECONDS = 0.25
 IDLE_SECONDS = 1.5
+LAST_SECONDS = 8.0
+"""How long the newest round may take at the end of a run."""
 log = logging.getLogger(__name__)
 
 
 def main(settings_file: str, logs: str = "text", branch: str = "") -> int:
-    """Refresh the comparators until SIGTERM; return the exit code.
+    """Refresh the comparators until SIGTERM; return the exit code. ``FINISH`` lets them judge the newest round first.
 
     Args:
         settings_file: path of RUN/settings.json.
@@ -53,7 +64,8 @@ def main(settings_file: str, logs: str = "text", branch: str = "") -> int:
         branch: name of the branch that is compared; "" for the only one of a run.
     """
     log_to_stderr(Origin("comparators"), logs)
-    stop = stop_on_signals()
+    finish = Event()
+    stop = stop_on_signals(finish)
     die_with_parent()
     os.nice(10)  # Training has priority.
     files = RunFiles(Path(settings_file).parent, branch or None)
@@ -63,7 +75,7 @@ def main(settings_file: str, logs: str = "text", branch: str = "") -> int:
             heartbeat = HeartbeatWriter(files.heartbeat("comparators"))
             settings = read_settings(files.settings)
             with History.open(files.history, write=False) as history:
-                refresh_with_rounds(settings, files, history, stop, heartbeat)
+                refresh_with_rounds(settings, files, history, stop, heartbeat, finish)
             return DONE
     except CommandError as error:
         log.error("%s", error)
@@ -79,7 +91,12 @@ def main(settings_file: str, logs: str = "text", branch: str = "") -> int:
 
 
 def refresh_with_rounds(
-    settings: TrainerSettings, files: RunFiles, history: History, stop: Event, heartbeat: HeartbeatWriter | None = None
+    settings: TrainerSettings,
+    files: RunFiles,
+    history: History,
+    stop: Event,
+    heartbeat: HeartbeatWriter | None = None,
+    finish: Event | None = None,
 ) -> None:
     """Refresh each comparator after every ``regret.every_rounds`` learned rounds, and when the stream is idle.
 
@@ -89,12 +106,19 @@ def refresh_with_rounds(
         history: of the run.
         stop: set to end.
         heartbeat: of this process; None writes none.
+        finish: set before ``stop`` if the newest round is to be judged once the trainer has ended.
     """
     torch.set_num_threads(settings.engine.threads)
     buffer = HistoryBuffer(history, torch.device(settings.engine.device))
     with closing(buffer), closing(LineWriter(files.comparators)) as writer:
         process = ComparatorProcess(settings, buffer, files, writer, stop, heartbeat or HeartbeatWriter(None))
-        _refresh_loop(process, history)
+        rounds = RoundReader(LineReader(files.rounds))
+        covered = _read_covered(process)
+        _refresh_loop(process, history, rounds, covered)
+        if finish is not None and finish.is_set():
+            wait_for_lock(files.own / "trainer.lock", lambda: process.heartbeat.beat(WAITING))
+            rounds.read(lambda: True)
+            _judge_newest(process, rounds, covered)
 
 
 class ComparatorProcess(NamedTuple):
@@ -108,44 +132,98 @@ class ComparatorProcess(NamedTuple):
     heartbeat: HeartbeatWriter
 
     def settings_at(self, rounds: int) -> TrainerSettings:
-        """Return the settings of the learner that leads after ``rounds`` rounds."""
-        return lead_settings(settings_of_checkpoint(self.settings, self.files, rounds))
+        """Return the settings that hold after ``rounds`` rounds."""
+        return settings_of_checkpoint(self.settings, self.files, rounds)
 
     def should_continue(self) -> bool:
         """Return whether the refresh in progress should continue; comparators call this often."""
         self.heartbeat.beat(PLAYING)
         return not self.stop.is_set()
 
+    def make_context(self, settings: TrainerSettings) -> LearnerContext:
+        """Return what the learner that leads with these settings shares with its comparators."""
+        return build_context(lead_settings(settings), self.buffer, self.files.programs)
 
-def _refresh_loop(process: ComparatorProcess, history: History) -> None:
-    reader, stop = LineReader(process.files.rounds), process.stop
+    def make_request(self, context: LearnerContext, rounds: "RoundReader", target: int, covered: int) -> RefreshRequest:
+        """Return the request for a refresh as of round ``target``; the last one was as of ``covered``."""
+        leader = list_learners(self.settings_at(target))[0].name
+        plans = read_execution_plans(self.files.execution_plan_log).get(leader, ())
+        return RefreshRequest(target, covered, rounds.skipped, find_leader(self.files.leader, context.start), plans)
+
+    def forget_other_leader(self, kind: str, covered: int, settings: TrainerSettings) -> None:
+        """Remove a comparator's state if a race has changed the learner that leads since it was saved."""
+        if covered and lead_settings(self.settings_at(covered)) != lead_settings(settings):
+            self.files.comparator(kind).unlink(missing_ok=True)
+
+
+@dataclass
+class RoundReader:
+    """The rounds that are ``learned``, and those of them that count for no learner."""
+
+    lines: LineReader
+    learned: int = 0
+    skipped: set[int] = field(default_factory=set)
+
+    def read(self, should_continue: Callable[[], bool]) -> bool:
+        """Read the rounds that were learned since, as long as allowed; return whether there were any."""
+        before = self.learned
+        for line in self.lines.lines():
+            self.learned += 1
+            self.skipped |= {line["round"]} if line["skipped"] else set()
+            if not should_continue():
+                break
+        return self.learned > before
+
+
+def _read_covered(process: ComparatorProcess) -> dict[str, int]:
+    """Return the rounds that the last refresh of each comparator has covered."""
     covered: dict[str, int] = dict.fromkeys(process.settings.regret.comparator, 0)
     for line in LineReader(process.files.comparators).lines():
-        if line["kind"] in covered:
+        if line["kind"] in covered and not line.get("extended"):
             covered[line["kind"]] = max(covered[line["kind"]], line["as_of_round"])
-    learned, skipped, known = 0, set[int](), lead_settings(process.settings)
-    context = build_context(known, process.buffer, process.files.programs)
+    return covered
+
+
+def _refresh_loop(process: ComparatorProcess, history: History, rounds: RoundReader, covered: dict[str, int]) -> None:
+    stop, known = process.stop, lead_settings(process.settings)
+    context = process.make_context(process.settings)
     last_round_at = time.monotonic()
     while not stop.is_set():
-        for line in takewhile(lambda _: not stop.is_set(), reader.lines()):
-            learned, last_round_at = learned + 1, time.monotonic()
-            skipped |= {line["round"]} if line["skipped"] else set()
+        if rounds.read(lambda: not stop.is_set()):
+            last_round_at = time.monotonic()
         process.heartbeat.beat(WAITING)
-        idle = time.monotonic() - last_round_at > IDLE_SECONDS and learned >= len(history)
+        idle = time.monotonic() - last_round_at > IDLE_SECONDS and rounds.learned >= len(history)
         every = process.settings.regret.every_rounds
-        targets = {kind: next_target(done, learned, every, idle) for kind, done in covered.items()}
+        targets = {kind: next_target(done, rounds.learned, every, idle) for kind, done in covered.items()}
         if not any(targets.values()):
             stop.wait(POLL_SECONDS)
         for kind, target in targets.items():
             if target is not None and not stop.is_set():
                 settings = process.settings_at(target)
-                if settings != known:
-                    known, context = settings, build_context(settings, process.buffer, process.files.programs)
-                if covered[kind] and process.settings_at(covered[kind]) != settings:  # A race has changed the leader.
-                    process.files.comparator(kind).unlink(missing_ok=True)
-                warm_start = find_leader(process.files.leader, context.start)
-                request = RefreshRequest(target, covered[kind], skipped, warm_start)
+                if lead_settings(settings) != known:
+                    known, context = lead_settings(settings), process.make_context(settings)
+                process.forget_other_leader(kind, covered[kind], settings)
+                request = process.make_request(context, rounds, target, covered[kind])
                 _refresh_one(process, context, kind, request, covered)
+
+
+def _judge_newest(process: ComparatorProcess, rounds: RoundReader, covered: dict[str, int]) -> None:
+    """Compare as of the newest round of a run that ends, within ``LAST_SECONDS``, if need be without training."""
+    settings, deadline = process.settings_at(rounds.learned), time.monotonic() + LAST_SECONDS
+
+    def should_continue() -> bool:
+        process.heartbeat.beat(PLAYING)
+        return time.monotonic() < deadline
+
+    for kind, done in list(covered.items()):
+        if rounds.learned > done and should_continue():
+            context = process.make_context(settings)
+            process.forget_other_leader(kind, done, settings)
+            request = process.make_request(context, rounds, rounds.learned, done)
+            extend = getattr(load_comparator(kind), "extend", None)
+            if extend is None and not is_exact(kind):
+                continue
+            _refresh_one(process, context, kind, request, covered, extend, should_continue)
 
 
 def next_target(covered: int, learned: int, every_rounds: int, idle: bool) -> int | None:
@@ -164,15 +242,23 @@ def next_target(covered: int, learned: int, every_rounds: int, idle: bool) -> in
 
 
 def _refresh_one(
-    process: ComparatorProcess, context: LearnerContext, kind: str, request: RefreshRequest, covered: dict[str, int]
+    process: ComparatorProcess,
+    context: LearnerContext,
+    kind: str,
+    request: RefreshRequest,
+    covered: dict[str, int],
+    extend: Refresh | None = None,
+    should_continue: Callable[[], bool] | None = None,
 ) -> None:
-    """Refresh a comparator and write its result; remove it from ``covered`` if it is unavailable."""
+    """Refresh or ``extend`` a comparator and write its result; remove it from ``covered`` if it is unavailable."""
     start_time = time.monotonic()
     refresh: Refresh = registry.load(trainers.comparators, kind)
     saved, regret = load_state(process.files.comparator(kind)), process.settings.regret
-    options = regret.comparator_options.get(kind, {})
+    options = {} if extend else regret.comparator_options.get(kind, {})
     try:
-        found = refresh(context, regret, request, saved, process.should_continue, **options)
+        found = (extend or refresh)(
+            context, regret, request, saved, should_continue or process.should_continue, **options
+        )
     except RoundDiscarded as error:  # Retention removed rounds meanwhile; try again with newer ones.
         log.warning("the refresh of %s as of round %d is abandoned: %s", kind, request.rounds, error)
         process.stop.wait(IDLE_SECONDS)
@@ -189,22 +275,24 @@ def _refresh_one(
         return
     if found is not None:
         covered[kind] = request.rounds
-        _save_result(
-            process, found._replace(comparator=found.comparator._replace(kind=kind)), time.monotonic() - start_time
-        )
+        found = found._replace(comparator=found.comparator._replace(kind=kind))
+        _save_result(process, found, time.monotonic() - start_time, extended=extend is not None)
 
 
-def _save_result(process: ComparatorProcess, found: RefreshResult, seconds: float) -> None:
+def _save_result(process: ComparatorProcess, found: RefreshResult, seconds: float, *, extended: bool) -> None:
     """Save the comparator's state, then append its result to the log."""
     comparator, path = found.comparator, process.files.comparator(found.comparator.kind)
     if not math.isfinite(comparator.cumulative_loss):
         log.error("the loss of %s as of round %d is not finite; starting over", comparator.kind, comparator.as_of_round)
         path.unlink(missing_ok=True)
         return
-    replace_file(path, save({key: value.contiguous() for key, value in found.saved.items()}), durable=True)
-    process.writer.append({**comparator._asdict(), "timestamp": time.time()})
+    if not extended:  # The next refresh continues where the last one has ended.
+        replace_file(path, save({key: value.contiguous() for key, value in found.saved.items()}), durable=True)
+    process.writer.append(
+        {**comparator._asdict(), "timestamp": time.time(), **({"extended": True} if extended else {})}
+    )
     process.writer.sync()
-    note = "" if comparator.settled else "; its loss was still falling"
+    note = " without training" if extended else "" if comparator.settled else "; its loss was still falling"
     log.info("%s as of round %d took %.1f s%s", comparator.kind, comparator.as_of_round, seconds, note)
 
 

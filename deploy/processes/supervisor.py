@@ -1,6 +1,7 @@
 """Supervise a child process: start it, restart it when it dies, stop it at the end."""
 
 import logging
+import signal
 import subprocess
 import threading
 import time
@@ -56,13 +57,13 @@ class SupervisedProcess:
         """Return whether the child is running."""
         return self._process.poll() is None
 
-    def ask_to_stop(self) -> None:
-        """Send SIGTERM so that the child drains, and do not restart it; return at once."""
+    def ask_to_stop(self, by: signal.Signals = signal.SIGTERM) -> None:
+        """Send a signal so that the child drains, and do not restart it; return at once."""
         with self._starting:
             first = not self._stopping.is_set()
             self._stopping.set()
             if first and self.alive():
-                self._process.terminate()
+                self._process.send_signal(by)
 
     def stop(self, timeout_seconds: float) -> int:
         """Ask the child to stop; kill it after ``timeout_seconds``; return its exit code."""

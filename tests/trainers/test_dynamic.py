@@ -164,3 +164,18 @@ def test_a_refresh_without_available_rounds_raises_round_discarded():
 
 def test_a_refresh_stops_when_it_may_not_continue():
     assert refresh(regression(TASKS), regret(), request(ROUNDS), None, lambda: False) is None
+
+
+def test_within_a_budget_it_optimises_fewer_tasks():
+    gradients = []
+    setup = regression(TASKS, batch=4)
+
+    def count(meta, task):
+        gradients.append(1)
+        return setup.gradient(meta, task)
+
+    settings = replace(regret(steps=10), comparator_budget=20.0)
+    found = refresh(replace(setup, gradient=count), settings, request(ROUNDS), None).comparator
+    assert len(gradients) <= 20 * 4 * ROUNDS
+    assert found.evaluated == 20 * 4 * ROUNDS // (10 * 16.25 + 2)
+    assert found.standard_error > 0

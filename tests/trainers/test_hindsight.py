@@ -9,13 +9,16 @@ import torch
 from torch import nn
 
 import online_meta as om
+from online_meta.batching.plan import ExecutionPlan, signature_of
+from online_meta.batching.task_sum import TaskSum
 from online_meta.learners import LearnerContext, MemoryReplayBuffer
+from online_meta.regret.scoring import score_task
 from online_meta.replay import ReplayRequest
 from online_meta.replay.uniform import uniform
 from online_meta.testing.learner_problems import frozen
 from trainers.comparators import RefreshRequest, always_continue
 from trainers.comparators._sampling import SEED_OFFSET
-from trainers.comparators.hindsight import refresh
+from trainers.comparators.hindsight import SCORE_COST, extend, refresh
 from trainers.settings import RegretSettings
 
 DIMENSIONS = 3
@@ -294,7 +297,7 @@ def test_the_comparator_is_the_best_of_several_starts():
     assert alone.comparator.cumulative_loss > 3 * 1.0
     assert both.comparator.cumulative_loss < 3 * 0.11
     further = refresh_hindsight(setup, 3, 10, 3, both.saved, starts=2)
-    assert {name[:2] for name in further.saved} == {"0.", "1."}
+    assert {name.partition(".")[0] for name in further.saved} == {"0", "1", "best"}
     assert float(further.saved["0.weights.w"]) == pytest.approx(2, abs=0.2), "each start continues from its own state"
     assert float(further.saved["1.weights.w"]) == pytest.approx(-2, abs=0.2)
 
@@ -355,3 +358,99 @@ def test_a_late_refresh_makes_a_bounded_number_of_steps():
     later = refresh(setup, regret, RefreshRequest(ROUNDS), first.saved)
     made = [float(one.saved["0.optimizer.step.weights.weight"]) for one in (first, later)]
     assert made == [ROUNDS, ROUNDS + 10]
+
+
+def count_work(setup):
+    """Return the learner context, and a list of the work of what it computes, in meta-gradients."""
+    work = []
+
+    def gradient(meta, task):
+        work.append(1.0)
+        return setup.gradient(meta, task)
+
+    def update(rule, carry, seen, step):  # A gradient calls it, too; see below.
+        work.append(SCORE_COST)
+        return sgd.update(rule, carry, seen, step)
+
+    sgd = om.rules.sgd(lr=LR)
+    counting = replace(setup.inner, rule=sgd._replace(update=update))
+    return replace(setup, inner=counting, gradient=gradient), work
+
+
+@pytest.mark.parametrize("leader", [None, om.Meta({"weight": torch.ones(1, DIMENSIONS, dtype=torch.float64)}, {})])
+@pytest.mark.parametrize("budget", [0.25, 1.0, 3.0, 20.0])
+def test_a_refresh_keeps_to_its_budget_and_the_next_one_continues(budget, leader):
+    """``context.gradient`` was built before the rule counts, so that only evaluations call the counting rule."""
+    setup, work = count_work(regression(TASKS, batch=4))
+    settings = RegretSettings(comparator_budget=budget, hindsight_steps=5.0, hindsight_restarts=1)
+    one = refresh(setup, settings, RefreshRequest(7, 0, (), leader), None)
+    assert sum(work) <= budget * 4 * 7
+    work.clear()
+    two = refresh(setup, settings, RefreshRequest(ROUNDS, 7, (), leader), one.saved)
+    assert 0.3 * budget * 4 * 7 < sum(work) <= budget * 4 * 7
+    assert two.comparator.evaluated == min(ROUNDS, int(budget * 4 * 7))
+    assert (two.comparator.standard_error == 0.0) == (two.comparator.evaluated == ROUNDS)
+    again = refresh(setup, settings, RefreshRequest(ROUNDS, 7, (), leader), one.saved)
+    assert (again.comparator, frozen(again.saved)) == (two.comparator, frozen(two.saved)), "it is deterministic"
+
+
+def test_a_large_budget_is_none():
+    settings = [RegretSettings(comparator_budget=budget, hindsight_restarts=1) for budget in (None, 1e6)]
+    found = [refresh(regression(TASKS), one, RefreshRequest(ROUNDS), None).comparator for one in settings]
+    assert found[0] == found[1]
+
+
+def test_it_is_extended_by_the_losses_of_the_best_start_on_the_rounds_since():
+    setup, accessed = regression(TASKS), []
+    refreshed = refresh_hindsight(setup, 9, 60, 100, None, skipped={3})
+    there = {key.removeprefix("0."): value for key, value in refreshed.saved.items() if key.startswith("0.")}
+    engine = setup.engine(setup.start)
+    engine.load(there)
+    later = regression(TASKS, accessed=accessed)
+    found = extend(later, RegretSettings(), RefreshRequest(ROUNDS, 9, {3, 10}), refreshed.saved).comparator
+    rounds = [round for round in range(ROUNDS) if round not in (3, 10)]
+    losses = [score_task(setup.inner, engine.meta(), TASKS[round]).loss_after for round in rounds]
+    assert accessed == [9, 11, 12, 13], "only the rounds since are read"
+    assert found.cumulative_loss == pytest.approx(math.fsum(losses), rel=1e-12)
+    assert found[:2] == ("hindsight", ROUNDS)
+    assert (found.standard_error, found.evaluated, found.settled) == (0.0, len(rounds), False)
+    assert found.cumulative_loss >= best_fixed_loss([TASKS[round] for round in rounds])
+
+
+@pytest.mark.parametrize("saved", [None, {}])
+def test_the_leader_is_judged_if_there_was_no_refresh(saved):
+    leader = om.Meta({"weight": torch.ones(1, DIMENSIONS, dtype=torch.float64)}, {})
+    setup = regression(TASKS)
+    found = extend(setup, RegretSettings(), RefreshRequest(ROUNDS, 0, (), leader), saved).comparator
+    losses = [score_task(setup.inner, leader, task).loss_after for task in TASKS]
+    assert found.cumulative_loss == pytest.approx(math.fsum(losses), rel=1e-12)
+    assert found.evaluated == ROUNDS
+
+
+def test_an_extension_by_many_rounds_is_a_sample_with_a_standard_error():
+    setup = losses_only(torch.linspace(1, 2, 60, dtype=torch.float64), 0)
+    refreshed = refresh_hindsight(setup, 10, 0, 100, None)
+    settings = RegretSettings(hindsight_rounds=20)
+    found = extend(setup, settings, RefreshRequest(60, 10), refreshed.saved).comparator
+    assert found.evaluated == 10 + 20
+    assert abs(found.cumulative_loss - 90.0) < 4 * found.standard_error < 10.0
+
+
+def test_an_extension_stops_when_it_may_not_continue():
+    setup = regression(TASKS)
+    assert extend(setup, RegretSettings(), RefreshRequest(ROUNDS), None, lambda: False) is None
+
+
+@pytest.mark.parametrize("batching", ["traced", "compiled"])
+def test_the_plans_of_the_trainer_are_followed_and_nothing_is_compiled(batching, monkeypatch):
+    """Of a program that is not there, the recording is computed."""
+    setup = regression(TASKS[:1] * ROUNDS)
+    plan = ExecutionPlan(batching, 8, signature_of(TASKS[0]), "0" * 64)
+    computed = []
+    build = TaskSum._build_stacked_sum
+    monkeypatch.setattr(TaskSum, "_build_stacked_sum", lambda *given: (computed.append(given[1]), build(*given))[1])
+    request, settings = RefreshRequest(ROUNDS, 0, (), None, (plan,)), RegretSettings(hindsight_restarts=1)
+    found = refresh(setup, settings, request, None).comparator
+    assert computed == [plan._replace(batching="traced")]
+    alone = refresh(setup, settings, request._replace(plans=()), None).comparator
+    assert found.cumulative_loss == pytest.approx(alone.cumulative_loss, rel=1e-9)

@@ -9,14 +9,19 @@ became false first. The parameters after these five, with types and defaults, ar
   was evaluated on every round.
 - ``STANDS_FOR``: what it estimates, "the best fixed meta-parameters" by default.
 - ``check(context, task)``: raises ``ValueError`` if the comparator cannot be computed for such a task.
+- ``extend(context, regret, request, saved, should_continue)``: the same as ``refresh`` without training: what the last
+  refresh found, evaluated on the rounds since. It is called at the end of a run, when there is no time to train; of an
+  exact comparator, ``refresh`` is.
 """
 
+import math
 import sys
 from collections.abc import Callable, Collection
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from online_meta import registry
+from online_meta.batching.plan import ExecutionPlan
 from online_meta.regret.ledger import Comparator, Regret
 from online_meta.types import Meta, Params
 
@@ -29,12 +34,15 @@ class RefreshRequest(NamedTuple):
         covered: the number of rounds of the last refresh.
         skipped: rounds that count for no learner, so that they are left out.
         warm_start: meta-parameters that may be close to a good answer, such as the newest leader.
+        plans: the execution plans that the trainer has found for the leading learner. A comparator measures plans of
+            its own only for tasks of other shapes.
     """
 
     rounds: int
     covered: int = 0
     skipped: Collection[int] = ()
     warm_start: Meta | None = None
+    plans: tuple[ExecutionPlan, ...] = ()
 
 
 class RefreshResult(NamedTuple):
@@ -63,6 +71,18 @@ Refresh = Callable[..., RefreshResult | None]
 def always_continue() -> bool:
     """Return True."""
     return True
+
+
+def limit_work(budget: float | None, gradients: int, request: RefreshRequest) -> float:
+    """Return the meta-gradients of one task that a refresh may compute, at least 2; infinity without a ``budget``.
+
+    Args:
+        budget: ``regret.comparator_budget``.
+        gradients: those that the leading learner computes in a round.
+        request: the refresh.
+    """
+    new_rounds = max(request.rounds - request.covered, 1)
+    return math.inf if budget is None else max(2.0, budget * gradients * new_rounds)
 
 
 def load_comparator(kind: str) -> ModuleType:

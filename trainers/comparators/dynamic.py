@@ -12,7 +12,7 @@ from online_meta.regret.scoring import score_task
 from online_meta.tree import norm
 from online_meta.types import Meta, MetaGrad, Params, Task
 from streams.history.errors import RoundDiscarded
-from trainers.comparators import MIN_JUDGED_STEPS, RefreshRequest, RefreshResult, always_continue
+from trainers.comparators import MIN_JUDGED_STEPS, RefreshRequest, RefreshResult, always_continue, limit_work
 from trainers.comparators._sampling import estimate_sum, find_coverage, sample_rounds
 from trainers.settings import RegretSettings
 
@@ -29,6 +29,8 @@ MAX_PASSES = 4
 of such a pass is about what is left; that of passes of one length is a small part of it."""
 MIN_PASSES = 2
 """The first pass may begin too fast after L-BFGS, and end no lower, so it is not judged."""
+MAX_EVALUATIONS = 1.25
+"""The gradients of a step of L-BFGS, at most."""
 STANDS_FOR = "each task's own best meta-parameters"
 
 
@@ -77,6 +79,8 @@ def refresh(
     continues in passes of ``dynamic_steps``, then 2, 4 and 8 times as many steps, in each of
     which the learning rate falls to 0. It stops when a pass but the first lowers the loss by less than 1 %, or by less
     than 0.1 % of that of ``warm_start``; the task has then settled, if the pass was long enough.
+    Within ``comparator_budget``, as few tasks are optimised as it is sure to suffice for, at least two.
+
     A task's result is never below its minimum, so the regret is a lower bound if every round was optimised. Rounds that
     are left out give the standard error.
     """
@@ -87,8 +91,10 @@ def refresh(
         raise RoundDiscarded(f"retention has taken all rounds from {new.start} to {request.rounds - 1}")
     if coverage.first > new.start:  # What was found for earlier rounds does not join on: a gap lies between.
         before = Progress(first=coverage.first)
-    sample = sample_rounds(coverage, regret.dynamic_rounds, context.seed)
     starts = [request.warm_start or context.start, *([context.start] if request.warm_start else [])]
+    limit = limit_work(regret.comparator_budget, context.steps_per_round * context.batch, request)
+    most = regret.dynamic_steps * (len(starts) * MAX_EVALUATIONS + 2**MAX_PASSES - 1) + 2 * len(starts)
+    sample = sample_rounds(coverage, int(min(regret.dynamic_rounds, max(2, limit / most))), context.seed)
     found: list[TaskMinimum] = []
     for round in sample.rounds:
         try:

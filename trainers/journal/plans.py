@@ -65,6 +65,12 @@ class ExecutionPlanLog:
         self._writer.close()
 
 
+def read_execution_plans(path: Path) -> ExecutionPlans:
+    """Return the newest plans in a log; none if it does not exist."""
+    lines = list(LineReader(path).lines())
+    return execution_plans_from_json(lines[-1]["paths"]) if lines else {}
+
+
 def execution_plans_to_json(paths: ExecutionPlans) -> dict[str, list[list[Any]]]:
     """Return execution plans as a JSON value."""
     return {
