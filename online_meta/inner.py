@@ -173,6 +173,12 @@ def find_head(name: str) -> tuple[InnerRule, HeadSolver]:
     return rule, rule.head
 
 
+def draws_numbers(inner: Inner) -> bool:
+    """Return whether the model or a rule draws torch's random numbers, which are seeded with the task."""
+    rules = (inner.rule, *(other.rule for other in inner.answer_rules))
+    return True in (getattr(inner.loss, "random", False), *(rule.random for rule in rules))
+
+
 def fast_weights(inner: Inner, weights: Params) -> Params:
     """Return the weights that adapt, by name."""
     return {n: w for n, w in weights.items() if any(fnmatchcase(n, glob) for glob in inner.fast)}

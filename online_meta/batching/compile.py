@@ -15,19 +15,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx import GraphModule
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_structure, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from online_meta.batching.plan import StackedSum
+from online_meta.functional.recording import flatten, record_operations, unflatten
 from online_meta.types import Meta, MetaGrad, Task
 
 Program = Callable[..., tuple[Tensor, ...]]
 """A sum over stacked tasks whose arguments and results are the flattened tensors, in the order of their trees."""
-
-
-ALIASING_OPERATIONS = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
 
 class CompileStopped(BaseException):
@@ -89,45 +86,19 @@ def trace(
         return tuple(tree_leaves(stacked_sum(*tree_unflatten(leaves, structure))))
 
     with _StopCheck(should_continue):
-        recorded = make_fx(torch.func.functionalize(program))(*leaves)
-    graph = GraphModule(recorded, _merge_equal_calls(recorded.graph))
+        graph = record_operations(program, leaves)
     return Traced(graph, leaves, _digest(graph, leaves))
-
-
-def _merge_equal_calls(graph: Graph) -> Graph:
-    """Remove repeated computations from a graph; calls that only alias a tensor are looked through.
-
-    A graph with in-place operations is returned unchanged: equal calls may see different values there.
-    """
-    calls = [node for node in graph.nodes if node.op == "call_function"]
-    if any(getattr(node.target, "_schema", None) and node.target._schema.is_mutable for node in calls):
-        return graph
-    seen: dict[Any, Node] = {}
-    for node in calls:
-        first = node.args[0] if node.target in ALIASING_OPERATIONS else seen.setdefault(_call_key(node), node)
-        if first is not node:
-            node.replace_all_uses_with(first)
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
-    return graph
-
-
-def _call_key(node: Node) -> Any:
-    """Return a hashable key that determines a call's result; 1 and 1.0 differ."""
-
-    def frozen(argument: Any) -> Any:
-        return (type(argument), tuple(map(frozen, argument)) if isinstance(argument, list | tuple) else argument)
-
-    return node.target, frozen(node.args), tuple((name, frozen(value)) for name, value in sorted(node.kwargs.items()))
 
 
 def as_stacked_sum(program: Program) -> StackedSum:
     """Wrap a flat program, traced or compiled, as a sum over stacked tasks."""
 
     def stacked_sum(meta: Meta, stacked: Task, weights: Tensor) -> MetaGrad:
-        loss, *grads = program(*tree_leaves((meta, stacked, weights)))
-        found: MetaGrad = tree_unflatten([loss, *grads], tree_structure(MetaGrad(loss, meta)))
-        return found
+        leaves: list[Tensor] = []
+        structure = flatten(meta, leaves)
+        flatten((stacked, weights), leaves)
+        loss, *grads = program(*leaves)
+        return MetaGrad(loss, unflatten(structure, iter(grads)))
 
     return stacked_sum
 
@@ -171,7 +142,8 @@ def load_program(folder: Path, digest: str) -> Program | None:
     if not path.exists():
         return None
     compiled: Any = torch._inductor.aoti_load_package(str(path))
-    return lambda *leaves: tuple(compiled(*leaves))
+    run = compiled.loader.boxed_run  # The model itself would parse its description at each call.
+    return lambda *leaves: tuple(run([*leaves]))
 
 
 class Compilation:

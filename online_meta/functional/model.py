@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from typing import Any
 
@@ -194,7 +194,7 @@ class ModelLoss:
         """Return the output for ``x`` in evaluation mode. Raises ``ValueError`` if it is not that of the module."""
         return _call(None if self.guards is None else self.guards[1], self.output, params, x)
 
-    @property
+    @cached_property
     def answer_outcome(self) -> Outcome:
         """The outcome of what ``answer`` returns; its loss refuses outputs and targets that do not fit."""
         loss = self.outcome.loss

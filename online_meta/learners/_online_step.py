@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from online_meta.answers import predict_each
-from online_meta.inner import Inner
+from online_meta.inner import Inner, draws_numbers
 from online_meta.meta_optimizer import copy_to_cpu
 from online_meta.registry import nearest
 from online_meta.regret.scoring import ScoredLearner, ScoredTasks
@@ -56,6 +56,10 @@ class ParameterLearner(ScoredLearner):
     def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
         """Return the predictions under what ``believe`` returns; a pure function."""
         return predict_each(self.inner, self.believe(state, support), support, x)
+
+    def draws_numbers(self) -> bool:
+        """Return whether the model or a rule draws torch's random numbers."""
+        return draws_numbers(self.inner)
 
 
 class PredictingLearner(ScoredLearner):
@@ -174,6 +178,10 @@ class FunctionalLearner(PredictingLearner):
     def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
         """Return the predictions under what ``believe`` returns; a pure function."""
         return predict_each(self.inner, self.believe(state, support), support, x)
+
+    def draws_numbers(self) -> bool:
+        """Return whether the model or a rule draws torch's random numbers."""
+        return draws_numbers(self.inner)
 
 
 def _describe(state: State) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

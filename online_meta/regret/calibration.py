@@ -9,7 +9,6 @@ rounds, exactly, so coverage and calibration error are exact over any window.
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +43,12 @@ def count_calibration(prediction: Prediction, y: Tensors, weight: Tensor | None 
     Raises:
         ValueError: if the shapes do not fit.
     """
+    counts = count_in_bins(prediction, y, weight)
+    return None if counts is None else from_numbers(counts.tolist())
+
+
+def count_in_bins(prediction: Prediction, y: Tensors, weight: Tensor | None = None) -> Tensor | None:
+    """Return the counts of ``count_calibration`` as a tensor of float64, in the order of ``to_numbers``."""
     with torch.no_grad():
         outcomes = [component.outcome for component in prediction]
         if any(one.cdf is None for one in outcomes) and any(one.probabilities is None for one in outcomes):
@@ -51,17 +56,15 @@ def count_calibration(prediction: Prediction, y: Tensors, weight: Tensor | None 
         prediction = to_double(prediction)
         transform = cdf_of(prediction, y)
         if transform is not None:
-            kept = transform[_counted(transform, weight)]
-            bins = (kept * PIT_BINS).floor().long().clamp(0, PIT_BINS - 1)
-            return Calibration(pit=tuple(torch.bincount(bins, minlength=PIT_BINS).tolist()))
+            kept = _counted(transform, weight)
+            return _sum_in_bins((transform * PIT_BINS).floor(), kept, PIT_BINS)
         probabilities = probabilities_of(prediction)
         if probabilities is None:
             return None
         right, counts = find_right(probabilities, y)
         assert isinstance(y, Tensor)
         confidence = probabilities.amax(class_dimension(probabilities.shape, y, None))
-        kept = counts & _counted(confidence, weight)
-        return _count_classes(confidence[kept], right[kept])
+        return _count_classes(confidence, right, counts & _counted(confidence, weight))
 
 
 def _counted(values: Tensor, weight: Tensor | None) -> Tensor:
@@ -70,14 +73,19 @@ def _counted(values: Tensor, weight: Tensor | None) -> Tensor:
     return finite if weight is None else finite & (weight != 0).reshape(-1, *[1] * (values.ndim - 1))
 
 
-def _count_classes(confidence: Tensor, right: Tensor) -> Calibration:
-    sure, hit = confidence.cpu().numpy(), right.cpu().numpy()
-    bins = np.clip(np.ceil(sure * CONFIDENCE_BINS).astype(np.int64) - 1, 0, CONFIDENCE_BINS - 1)
-    samples = np.bincount(bins, minlength=CONFIDENCE_BINS)
-    correct = np.bincount(bins[hit], minlength=CONFIDENCE_BINS)
-    units = np.rint(sure / CONFIDENCE_UNIT)  # Sums of integers in float64 are exact.
-    sums = np.bincount(bins, units, CONFIDENCE_BINS) * CONFIDENCE_UNIT
-    return Calibration((), tuple(samples.tolist()), tuple(correct.tolist()), tuple(sums.tolist()))
+def _sum_in_bins(place: Tensor, kept: Tensor, bins: int, values: Tensor | None = None) -> Tensor:
+    """Return the number of kept entries in each bin, or the sum of their values, as float64 on the CPU."""
+    # What is left out has a bin of its own: a selection would have a shape that depends on values.
+    chosen = torch.where(kept, place.clamp(0, bins - 1), bins).long().reshape(-1).cpu()
+    given = None if values is None else torch.where(kept, values, 0).reshape(-1).cpu()
+    return torch.bincount(chosen, given, minlength=bins + 1)[:bins].double()
+
+
+def _count_classes(confidence: Tensor, right: Tensor, kept: Tensor) -> Tensor:
+    place = (confidence * CONFIDENCE_BINS).ceil() - 1
+    units = (confidence / CONFIDENCE_UNIT).round()  # Sums of integers in float64 are exact.
+    samples, correct = (_sum_in_bins(place, entries, CONFIDENCE_BINS) for entries in (kept, kept & right))
+    return torch.cat([samples, correct, _sum_in_bins(place, kept, CONFIDENCE_BINS, units) * CONFIDENCE_UNIT])
 
 
 def add(*calibrations: Calibration) -> Calibration:

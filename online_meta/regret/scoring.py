@@ -1,20 +1,23 @@
 """Score tasks, and enforce that each task is scored before it is learned."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from online_meta.answers import Answers, answer_by_inner_loop
-from online_meta.batches import count_samples, empty_like, first_tensor, select_samples
+from online_meta.batches import count_samples, empty_like, select_samples
 from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.functional.double_backward import math_attention
+from online_meta.functional.recording import Recorder
 from online_meta.inner import Inner
 from online_meta.prediction import accuracy_of_prediction, loss_of, nll_of
-from online_meta.regret.calibration import count_calibration
-from online_meta.types import Batch, Calibration, Learner, Meta, Prediction, PrefixScore, Score, State, Task, Tensors
+from online_meta.regret.calibration import count_in_bins, from_numbers
+from online_meta.types import Batch, Learner, Meta, Prediction, PrefixScore, Score, State, Task, Tensors
 
 
 class OrderError(RuntimeError):
@@ -35,7 +38,6 @@ class TaskAnswers(NamedTuple):
     parts: tuple[tuple[int, dict[str, Prediction]], ...] = ()
 
 
-@outside_inference_mode
 def answer_task(answers: Answers, state: State, task: Task, prefixes: Sequence[int] = ()) -> TaskAnswers:
     """Return what a learner answers to a task.
 
@@ -45,68 +47,119 @@ def answer_task(answers: Answers, state: State, task: Task, prefixes: Sequence[i
         task: the task.
         prefixes: numbers of first support samples to answer from as well; those not below the support size are ignored.
     """
-    support, query = task
+    return answer_query(answers, state, task.support, task.query.x, tuple(prefixes))
+
+
+@outside_inference_mode
+def answer_query(
+    answers: Answers, state: State, support: Batch, x: Tensors, prefixes: tuple[int, ...] = ()
+) -> TaskAnswers:
+    """Return what a learner answers to a support set and the inputs of a query set; see ``answer_task``."""
     size = count_samples(support)
     with torch.no_grad(), math_attention():  # To select the kernel at each call of the model is slower.
         return TaskAnswers(
-            answers(state, empty_like(support), query.x),
-            answers(state, support, query.x),
+            answers(state, empty_like(support), x),
+            answers(state, support, x),
             tuple(
-                (points, answers(state, select_samples(support, slice(points)), query.x))
+                (points, answers(state, select_samples(support, slice(points)), x))
                 for points in prefixes
                 if points < size
             ),
         )
 
 
-def score_answers(found: TaskAnswers, task: Task) -> dict[str, Score]:
-    """Score answers to a task: the losses of the predictions of the query set, by the suffixes of the answers.
+class Measured(NamedTuple):
+    """The figures of a score as one vector of float64, and what is in it.
 
-    The loss before adaptation is that of the answer to an empty support set.
+    Attributes:
+        numbers: loss before and after, then the accuracy, the negative log-likelihood and the counts of calibration,
+            each if there is one, then loss and, if there is one, accuracy of each prefix.
+        has_accuracy: whether there are accuracies.
+        has_nll: whether there is a negative log-likelihood.
+        counts: how many counts there are.
+        prefixes: the numbers of support samples of the prefixes.
+    """
+
+    numbers: Tensor
+    has_accuracy: bool
+    has_nll: bool
+    counts: int
+    prefixes: tuple[int, ...]
+
+
+Measure = Callable[[TaskAnswers, Tensors, Tensor | None], dict[str, Measured]]
+"""(answers, targets, weights of the rows) -> the figures of each answer; see ``measure_answers``."""
+
+
+def measure_answers(found: TaskAnswers, y: Tensors, weight: Tensor | None) -> dict[str, Measured]:
+    """Return the figures of answers to a query set with targets ``y``, by the suffixes of the answers.
+
+    What is in them depends on the kinds of outcomes, not on values.
     """
     with torch.no_grad():
-        scores = {}
-        for suffix, prediction in found.whole.items():
-            calibration = count_calibration(prediction, task.query.y, task.query.weight)
-            prefix_scores = (
-                PrefixScore(points, _loss(part[suffix], task), _accuracy(part[suffix], task))
-                for points, part in found.parts
-            )
-            scores[suffix] = Score(
-                _loss(found.before[suffix], task),
-                _loss(prediction, task),
-                _accuracy(prediction, task, calibration),
-                tuple(prefix_scores),
-                _nll(prediction, task),
-                calibration,
-            )
-        return scores
+        return {suffix: _measure(found, suffix, y, weight) for suffix in found.whole}
 
 
-def _loss(prediction: Prediction, task: Task) -> float:
-    return float(loss_of(prediction, task.query.y, task.query.weight))
+def _measure(found: TaskAnswers, suffix: str, y: Tensors, weight: Tensor | None) -> Measured:
+    prediction = found.whole[suffix]
+    figures = [loss_of(found.before[suffix], y, weight), loss_of(prediction, y, weight)]
+    has_accuracy = all(component.outcome.probabilities is not None for component in prediction)
+    if has_accuracy:
+        figures.append(accuracy_of_prediction(prediction, y, weight=weight))
+    nll, counts = _nll(prediction, y, weight), count_in_bins(prediction, y, weight)
+    if nll is not None:
+        figures.append(nll)
+    if counts is not None:
+        figures.append(counts)
+    for _, part in found.parts:
+        figures.append(loss_of(part[suffix], y, weight))
+        if has_accuracy:
+            figures.append(accuracy_of_prediction(part[suffix], y, weight=weight))
+    return Measured(
+        torch.cat([figure.double().reshape(-1).cpu() for figure in figures]),
+        has_accuracy,
+        nll is not None,
+        0 if counts is None else len(counts),
+        tuple(points for points, _ in found.parts),
+    )
 
 
-def _accuracy(prediction: Prediction, task: Task, calibration: Calibration | None = None) -> float | None:
-    """Return the accuracy; None for an outcome without classes. The counts of ``calibration`` save its computation."""
-    if any(component.outcome.probabilities is None for component in prediction):
-        return None
-    samples = 0 if calibration is None or task.query.weight is not None else sum(calibration.samples)
-    if calibration is not None and samples and samples == first_tensor(task.query.y).numel():
-        return sum(calibration.correct) / samples
-    return float(accuracy_of_prediction(prediction, task.query.y, weight=task.query.weight))
-
-
-def _nll(prediction: Prediction, task: Task) -> float | None:
+def _nll(prediction: Prediction, y: Tensors, weight: Tensor | None) -> Tensor | None:
     """Return the mean negative log-likelihood of the rows; None for an outcome that is no distribution."""
     for outcome in (component.outcome for component in prediction):
         if outcome.loss is not None and outcome.cdf is None and outcome.probabilities is None:
             return None
-    rows, weight = nll_of(prediction, task.query.y), task.query.weight
+    rows = nll_of(prediction, y)
     if weight is None:
-        return float(rows.mean())
+        return rows.mean()
     weight = weight.to(rows)
-    return float((weight * rows).sum() / weight.sum())
+    return (weight * rows).sum() / weight.sum()
+
+
+def score_answers(found: TaskAnswers, task: Task, measure: Measure = measure_answers) -> dict[str, Score]:
+    """Score answers to a task: the losses of the predictions of the query set, by the suffixes of the answers.
+
+    The loss before adaptation is that of the answer to an empty support set.
+
+    Args:
+        found: the answers.
+        task: the task.
+        measure: computes what ``measure_answers`` does.
+    """
+    return {suffix: _to_score(one) for suffix, one in measure(found, task.query.y, task.query.weight).items()}
+
+
+def _to_score(measured: Measured) -> Score:
+    numbers = iter(measured.numbers.tolist())
+    before, after = next(numbers), next(numbers)
+    accuracy = next(numbers) if measured.has_accuracy else None
+    nll = next(numbers) if measured.has_nll else None
+    counts = [next(numbers) for _ in range(measured.counts)]
+    prefixes = tuple(
+        PrefixScore(points, next(numbers), next(numbers) if measured.has_accuracy else None)
+        for points in measured.prefixes
+    )
+    return Score(before, after, accuracy, prefixes, nll, from_numbers(counts) if counts else None)
 
 
 def score_task(inner: Inner, meta: Meta, task: Task, prefixes: Sequence[int] = ()) -> Score:
@@ -190,6 +243,7 @@ class ScoredLearner(ABC):
     def __init__(self) -> None:
         """Start with no tasks that were scored but not learned."""
         self._scored = ScoredTasks()
+        self._answer_query = Recorder(partial(answer_query, self.answers))
 
     @abstractmethod
     def state(self) -> State:
@@ -202,7 +256,13 @@ class ScoredLearner(ABC):
     def answer_task(self, task: Task, prefixes: Sequence[int] = ()) -> TaskAnswers:
         """Return the answers to the next round's task, which are to be scored; this does not change the learner."""
         self._scored.add(task)
-        return answer_task(self.answers, self.state(), task, prefixes)
+        if self.draws_numbers():
+            return answer_task(self.answers, self.state(), task, prefixes)
+        return self._answer_query(self.state(), task.support, task.query.x, tuple(prefixes))
+
+    def draws_numbers(self) -> bool:
+        """Return whether the answers draw torch's random numbers, so that they cannot be recorded."""
+        return False
 
     def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
         """Return a score for each of ``answers`` to the next round's task, without changing the learner."""

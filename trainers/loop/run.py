@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from online_meta.batching.failures import TaskFailures
+from online_meta.functional.recording import Recorder
 from online_meta.learners.pool import Pool
+from online_meta.regret.scoring import Measure, measure_answers
 from online_meta.types import Learner, StepReport
 from streams.history.history import History
 from trainers.build import AnsweringLearner
@@ -51,6 +53,7 @@ class Run:
     excluded: int = 0
     """Number of quarantined rounds that the buffer leaves out."""
     idle_steps: list[StepReport] = field(default_factory=list)
+    measure: Measure = field(default_factory=lambda: Recorder(measure_answers))
     idle_updates: int = 0
     """Number of updates on past rounds since the last round; ``idle_steps`` are their meta-steps."""
 

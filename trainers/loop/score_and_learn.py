@@ -30,7 +30,7 @@ def score_tasks(run: Run, tasks: list[Task], spent: dict[str, float]) -> dict[st
                         else:
                             found = answer_as_scored(learner, task, prefixes)
                         answered[index][name] = found
-                        for suffix, score in score_answers(found, task).items():
+                        for suffix, score in score_answers(found, task, run.measure).items():
                             scores.setdefault(name + suffix, []).append(score)
     if pool:
         for index in range(len(tasks)):

@@ -1,0 +1,233 @@
+"""Record a pure function of tensors as a flat program of the same operations, without the function's Python code."""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+ALIASING_OPERATIONS = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+
+
+def record_operations(program: Callable[..., tuple[Tensor, ...]], leaves: tuple[Tensor, ...]) -> GraphModule:
+    """Return the operations that a program executes for inputs of these shapes, as a program.
+
+    Equal computations are merged, so that they are executed once.
+
+    Args:
+        program: a function of tensors.
+        leaves: its inputs, of which none may be another one: the record would be wrong.
+
+    Returns:
+        A module with the program's arguments and results, whatever the values of its inputs are.
+
+    Raises:
+        Exception: the program's own error if its Python code depends on the values of tensors.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx  # It takes a second to import.
+
+    recorded = make_fx(torch.func.functionalize(program))(*leaves)
+    return GraphModule(recorded, _merge_equal_calls(recorded.graph))
+
+
+def _merge_equal_calls(graph: Graph) -> Graph:
+    """Remove repeated computations from a graph; calls that only alias a tensor are looked through.
+
+    A graph with in-place operations is returned unchanged: equal calls may see different values there.
+    """
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    if any(getattr(node.target, "_schema", None) and node.target._schema.is_mutable for node in calls):
+        return graph
+    seen: dict[Any, Node] = {}
+    for node in calls:
+        first = node.args[0] if node.target in ALIASING_OPERATIONS else seen.setdefault(_call_key(node), node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    return graph
+
+
+def _call_key(node: Node) -> Any:
+    """Return a hashable key that determines a call's result; 1 and 1.0 differ."""
+
+    def frozen(argument: Any) -> Any:
+        return (type(argument), tuple(map(frozen, argument)) if isinstance(argument, list | tuple) else argument)
+
+    return node.target, frozen(node.args), tuple((name, frozen(value)) for name, value in sorted(node.kwargs.items()))
+
+
+RECORD_AFTER_SECONDS = 0.2
+"""A function is recorded for a kind of arguments after as much time in it: about the time that recording takes."""
+
+SLOW_SECONDS = 0.05
+"""A call that takes longer spends its time inside the operations: to skip Python code would not make it faster."""
+
+COMPARED_CALLS = 3
+"""The number of calls in which a record must return the function's own bits before it is used alone."""
+
+MOST_KINDS = 16
+"""The number of kinds of arguments that are told apart; a function with more is not recorded for further ones."""
+
+
+class _Recorded(NamedTuple):
+    """A recorded program, the structure of its results, and the number of calls in which it was right."""
+
+    program: Callable[..., Any]
+    structure: Any
+    compared: int = 0
+
+
+class _Calls(NamedTuple):
+    """The seconds that calls of one kind have taken; the first one may have taken much longer than all others."""
+
+    total: float = 0.0
+    shortest: float = math.inf
+
+
+class Recorder(Generic[Arguments, Result]):
+    """A pure function that is recorded for each kind of arguments once it has taken some time, and computes the same.
+
+    Two calls are of one kind if their arguments differ only in the values of their tensors. A record executes the same
+    operations on the same numbers, so its results have the same bits. It is compared with the function in its first
+    calls; if it differs, or the function cannot be recorded, that kind of calls is computed by the function for good.
+
+    The function must depend on nothing but its arguments, and draw no random numbers; arguments are trees of tensors in
+    dicts and tuples, and hashable values. It is called without gradients.
+    """
+
+    def __init__(
+        self,
+        function: Callable[Arguments, Result],
+        record_after: float | None = None,
+        slow: float = SLOW_SECONDS,
+    ) -> None:
+        """Start without records.
+
+        Args:
+            function: to call.
+            record_after: seconds in calls of a kind before it is recorded; None for ``RECORD_AFTER_SECONDS``.
+            slow: seconds of a call above which nothing is recorded.
+        """
+        self._function, self._slow = function, slow
+        self._record_after = RECORD_AFTER_SECONDS if record_after is None else record_after
+        self._calls: dict[Any, _Calls] = {}
+        self._records: dict[Any, _Recorded | None] = {}
+        self._lock = threading.Lock()  # Calls from several threads must not record at once.
+
+    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        """Return what the function returns."""
+        leaves: list[Tensor] = []
+        try:
+            kind = (flatten(args, leaves), *[(leaf.shape, leaf.dtype) for leaf in leaves])
+            record = self._records.get(kind)
+        except TypeError:  # A value that cannot be hashed.
+            return self._function(*args, **kwargs)
+        if kwargs or not all(map(_is_plain, leaves)):
+            return self._function(*args, **kwargs)
+        if record is not None:
+            if record.compared < COMPARED_CALLS:
+                return self._compare(kind, record, leaves, *args, **kwargs)
+            with torch.no_grad():
+                found: Result = unflatten(record.structure, iter(record.program(*leaves)))
+            return found
+        if kind in self._records or len(self._calls) > MOST_KINDS:
+            return self._function(*args, **kwargs)
+        return self._call_and_count(kind, *args, **kwargs)
+
+    def _call_and_count(self, kind: Any, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        """Call the function, and record it if its calls have taken long enough."""
+        began = time.perf_counter()
+        found = self._function(*args, **kwargs)
+        taken, before = time.perf_counter() - began, self._calls.get(kind)
+        if before is None:
+            self._calls[kind] = _Calls()
+            return found
+        calls = self._calls[kind] = _Calls(before.total + taken, min(before.shortest, taken))
+        if calls.total >= self._record_after and len(self._calls) <= MOST_KINDS:
+            with self._lock:
+                if kind not in self._records:
+                    self._records[kind] = None if calls.shortest > self._slow else self._record(args)
+        return found
+
+    def _record(self, args: Any) -> _Recorded | None:
+        leaves: list[Tensor] = []
+        structure = flatten(args, leaves)
+        results: list[Any] = []
+        function: Callable[..., Any] = self._function
+
+        def program(*given: Tensor) -> tuple[Tensor, ...]:
+            found: list[Tensor] = []
+            results.append(flatten(function(*unflatten(structure, iter(given))), found))
+            return tuple(found)
+
+        try:
+            with torch.no_grad():
+                graph = record_operations(program, tuple(leaf.detach().clone() for leaf in leaves))
+        except Exception as error:  # The function's Python code may depend on values; it is called then as before.
+            log.debug("not recorded: %s: %s", type(error).__name__, error)
+            return None
+        return _Recorded(graph.forward, results[-1])
+
+    def _compare(
+        self, kind: Any, record: _Recorded, leaves: list[Tensor], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """Return the function's result, after comparing that of the record with it."""
+        found = self._function(*args, **kwargs)
+        own: list[Tensor] = []
+        structure = flatten(found, own)
+        with torch.no_grad():
+            recorded = [*record.program(*leaves)]
+        same = structure == record.structure and all(_has_same_bits(*pair) for pair in zip(own, recorded, strict=True))
+        self._records[kind] = record._replace(compared=record.compared + 1) if same else None
+        return found
+
+
+log = logging.getLogger(__name__)
+
+
+def _is_plain(leaf: Tensor) -> bool:
+    return leaf.is_contiguous() and not leaf.requires_grad and type(leaf) is Tensor
+
+
+def _has_same_bits(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(*(part.contiguous().view(-1).view(torch.uint8) for part in (one, other)))
+
+
+class _Leaf:
+    """Stands for a tensor in a structure."""
+
+
+def flatten(tree: Any, leaves: list[Tensor]) -> Any:
+    """Return the structure of a tree, which is hashable if its other values are, and add its tensors to ``leaves``."""
+    if isinstance(tree, Tensor):
+        leaves.append(tree)
+        return _Leaf
+    if isinstance(tree, dict):
+        return dict, tuple(tree), tuple([flatten(value, leaves) for value in tree.values()])
+    if isinstance(tree, tuple | list):
+        return type(tree), None, tuple([flatten(value, leaves) for value in tree])
+    return None, None, tree
+
+
+def unflatten(structure: Any, leaves: Iterator[Tensor]) -> Any:
+    """Return the tree of a structure and its tensors."""
+    if structure is _Leaf:
+        return next(leaves)
+    kind, names, parts = structure
+    if kind is None:
+        return parts
+    values = [unflatten(part, leaves) for part in parts]
+    if kind is dict:
+        return dict(zip(names, values, strict=True))
+    return kind(*values) if hasattr(kind, "_fields") else kind(values)
