@@ -2,13 +2,17 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._pytree import tree_leaves
 
+import online_meta as om
 from online_meta.functional import recording
+from online_meta.inner import AnswerRule, draws_numbers
 from online_meta.learners.ftml import FollowTheMetaLeader
-from online_meta.regret.scoring import ScoredLearner, score_answers
-from online_meta.testing.learner_problems import stream_for
+from online_meta.regret.scoring import score_answers
+from online_meta.testing.learner_problems import net, stream_for
 from online_meta.testing.test_learners import NAMES, make
+from online_meta.types import InnerRule
 
 
 def dump(leaf: object) -> bytes | None:
@@ -41,7 +45,13 @@ def test_an_inner_loop_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(called) == before_and_after * (2 + recording.COMPARED_CALLS + 1), "once more to be recorded"
 
 
+@pytest.mark.parametrize("rule", [om.rules.sgd(lr=0.1), om.rules.sgd(lr=0.1)._replace(random="keyed")])
+def test_answers_by_rules_without_torchs_numbers_may_be_recorded(rule: InnerRule) -> None:
+    assert not draws_numbers(om.Inner(om.model_loss(net(), "mse"), rule, 2))
+
+
 def test_answers_that_draw_torchs_numbers_are_not_recorded() -> None:
-    learner = make("ftml")
-    assert isinstance(learner, ScoredLearner)
-    assert not learner.draws_numbers()
+    loss, drawing = om.model_loss(net(), "mse"), om.rules.sgd(lr=0.1)._replace(random=True)
+    assert draws_numbers(om.Inner(loss, drawing, 2))
+    assert draws_numbers(om.Inner(loss, om.rules.sgd(lr=0.1), 2, answer_rules=(AnswerRule("other", drawing, (1,)),)))
+    assert draws_numbers(om.Inner(om.model_loss(nn.Sequential(net(), nn.Dropout()), "mse"), om.rules.sgd(lr=0.1), 2))
