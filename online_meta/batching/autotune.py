@@ -147,8 +147,7 @@ def choose_plan(
         measured.append(benchmark_plan(benchmark, plan, as_stacked_sum(traced.graph)))
     best = fastest(measured)
     # An engine writes to its meta-parameters while the program is compiled: the reference is that of the present ones.
-    present = Meta(*({name: value.detach().clone() for name, value in part.items()} for part in meta))
-    benchmark = benchmark._replace(meta=present)
+    benchmark = benchmark._replace(meta=Meta(*({name: value.clone() for name, value in part.items()} for part in meta)))
     return PlanChoice(best.plan, tuple(measured), benchmark, traced if best.plan.batching != "loop" else None)
 
 
