@@ -34,6 +34,7 @@ from deploy.processes.maintenance import MaintenanceSupervisor
 from deploy.processes.supervisor import SupervisedProcess
 from deploy.promotion import Settled, settle_branches, write_branches
 from deploy.reports.report import write_report
+from deploy.server.answering import AnsweringProcess
 from deploy.server.app import create_app, create_probe_app
 from deploy.server.limits import allow_descriptors, make_bounded_protocol
 from deploy.server.listener import ProbeServer, bind, bind_probes, check_exposure
@@ -374,10 +375,10 @@ def _count_gap(instruments: dict[str, object], source: str, gap: Gap) -> None:
 
 def _run_server(state: DaemonState, listener: socket.socket, ready: Callable[[], None], drain: Drain) -> None:
     """Serve HTTP until a signal, then begin the drain and finish the requests in progress."""
-    settings = state.config.serve
+    settings, answering = state.config.serve, AnsweringProcess(state)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(state),
+            create_app(state, answering),
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -404,7 +405,7 @@ def _run_server(state: DaemonState, listener: socket.socket, ready: Callable[[],
         await serving
         refreshing.cancel()
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with contextlib.closing(answering), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -26,6 +27,8 @@ class SupervisedProcess:
         on_broken: called when the child ends with exit code 70; the child is then not restarted.
         copy: called in a thread with the name and the child's output; None lets the child inherit the output streams
             of this process.
+        open_input: returns the end of a connection that becomes the child's standard input, each time that it starts;
+            by default, that is a pipe.
     """
 
     def __init__(
@@ -34,10 +37,11 @@ class SupervisedProcess:
         command: Sequence[str],
         on_broken: Callable[[], None] | None = None,
         copy: Callable[[str, BinaryIO], None] | None = None,
+        open_input: Callable[[], socket.socket] | None = None,
     ) -> None:
         """Start the child and a thread that watches it."""
         self.name = name
-        self._copy = copy
+        self._copy, self._open_input = copy, open_input
         self._copying: threading.Thread | None = None
         self._on_broken = on_broken
         self.restarts = 0
@@ -82,10 +86,17 @@ class SupervisedProcess:
     def _start(self) -> "subprocess.Popen[bytes]":
         # The child ends when its standard input closes, which happens whenever this process ends. In a process group of
         # its own, it gets no signal of a terminal: this process stops its children in order.
+        if self._open_input is None:
+            return self._start_with(subprocess.PIPE)
+        with self._open_input() as given:
+            return self._start_with(given.fileno())
+
+    def _start_with(self, given: int) -> "subprocess.Popen[bytes]":
+        """Start the child with a standard input."""
         if self._copy is None:
-            return subprocess.Popen(self._command, stdin=subprocess.PIPE, process_group=0)
+            return subprocess.Popen(self._command, stdin=given, process_group=0)
         child = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0
+            self._command, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0
         )
         self._copying = threading.Thread(target=self._copy, args=(self.name, child.stdout), daemon=True)
         self._copying.start()

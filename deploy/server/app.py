@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import online_meta
 from deploy.server import entities, routes
+from deploy.server.answering import AnsweringProcess
 from deploy.server.entity_rows import StatisticsUnknown
 from deploy.server.limits import BodyBudget, BudgetExhausted, TooSlow
 from deploy.server.origins import JSON_TYPES, TASK_TYPES, AllowedHosts, refuse_media_type
@@ -90,21 +91,30 @@ OPEN_PATHS = ("/", "/healthz", "/favicon.ico")
 OPEN_PREFIXES = ("/static/", "/static-offline-docs/", "/docs", "/openapi.json")
 
 
+FAST_PATHS = (routes.PATH, routes.ADAPT_PATH)
+"""The paths to which programs send many small bodies."""
+
+
 PAGE_POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
 
 
 DOCS_POLICY = "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 
 
-def create_app(state: DaemonState) -> FastAPI:
-    """Return the daemon's HTTP application, which reads and changes ``state``."""
+def create_app(state: DaemonState, answering: AnsweringProcess | None = None) -> FastAPI:
+    """Return the daemon's HTTP application, which reads and changes ``state``.
+
+    Args:
+        state: of the daemon.
+        answering: the process that answers requests to adapt; by default, threads of this one do.
+    """
     app: FastAPI = FastAPIOffline(
         redoc_url=None,
         title="online-meta",
         version=online_meta.__version__,
         description="Stream few-shot tasks in, adapt with the current meta-parameters, read the regret.",
     )
-    app.state.daemon = state
+    app.state.daemon, app.state.answering = state, answering
     app.state.future_bridge = FutureBridge()
     app.state.body_budget = BodyBudget(state.config.serve.limits)
     # Adaptation is CPU work: concurrent requests must not occupy the threads that make tasks durable.
@@ -116,7 +126,7 @@ def create_app(state: DaemonState) -> FastAPI:
     dashboard = str(package_files("deploy") / "dashboard")
     app.mount("/static", StaticFiles(directory=dashboard), name="static")
     app.add_api_route("/", lambda: FileResponse(f"{dashboard}/index.html"), include_in_schema=False)
-    app.add_middleware(_TaskFastPath)
+    app.add_middleware(_FastPath)
     app.add_middleware(_SecurityMiddleware, token=state.token, allowed_hosts=AllowedHosts(state.config.serve))
     for kind, answer in _ERROR_HANDLERS.items():
         app.add_exception_handler(kind, answer)
@@ -199,7 +209,7 @@ class _SecurityMiddleware:
             response = _error_response(401, "unauthorized", detail, **{"WWW-Authenticate": "Bearer"})
             return await response(scope, receive, send_with_policy)
         if scope["method"] == "POST":
-            accepted = TASK_TYPES if path in (routes.PATH, routes.ADAPT_PATH) else JSON_TYPES
+            accepted = TASK_TYPES if path in FAST_PATHS else JSON_TYPES
             refusal = refuse_media_type(scope, accepted)
             if refusal is not None:
                 response = _error_response(*refusal, Accept=", ".join(accepted))
@@ -207,21 +217,24 @@ class _SecurityMiddleware:
         return await self._app(scope, receive, send_with_policy)
 
 
-class _TaskFastPath:
-    """Middleware that handles submitted tasks before routing, which for a small task takes longer than all other work.
+class _FastPath:
+    """Middleware that handles tasks and requests to adapt before routing, which takes longer than a small task.
 
-    The route in ``routes`` exists for the API documentation. Errors get the same responses as on other routes.
+    The routes in ``routes`` exist for the API documentation. Errors get the same responses as on other routes.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != routes.PATH or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["path"] not in FAST_PATHS or scope["method"] != "POST":
             return await self._app(scope, receive, send)
         request = Request(scope, receive)
         try:
-            response = await routes.submit_task(request, request.headers.get("idempotency-key"))
+            if scope["path"] == routes.ADAPT_PATH:
+                response = await routes.adapt(request)
+            else:
+                response = await routes.submit_task(request, request.headers.get("idempotency-key"))
         except tuple(_ERROR_HANDLERS) as error:
             answer = next(answer for kind, answer in _ERROR_HANDLERS.items() if isinstance(error, kind))
             response = await answer(request, error)

@@ -12,6 +12,8 @@ from starlette.concurrency import run_in_threadpool
 
 from deploy.config.config import Config
 from deploy.exits import TRY_LATER, CommandError
+from deploy.processes.answers import answer_as, decode_request
+from deploy.server.answering import Answered, AnsweringProcess
 from deploy.server.descriptions import (
     ADAPT_BODY,
     ADAPT_ERRORS,
@@ -33,7 +35,7 @@ from deploy.telemetry.series import regret_series
 from online_meta.types import Batch, Tensors
 from streams.entities import find_entity
 from streams.formats import wire
-from streams.formats.json_body import make_example, read_as_safetensors, tensors_to_json
+from streams.formats.json_body import make_example
 from streams.formats.safetensors_header import is_json
 from streams.history.errors import RoundDiscarded
 from streams.types import Arrival, Conflict, Rejected
@@ -50,6 +52,7 @@ REASONS = {"trainer": "trainer_down"}
 
 PATH = "/v1/tasks"
 ADAPT_PATH = "/v1/adapt"
+JSON = "application/json"
 
 
 SMALL_BYTES = 128 * 1024
@@ -118,28 +121,36 @@ async def adapt(request: Request) -> Response:
     The answer is JSON, with nested lists, if the header `Accept` names `application/json`; if it names no type, the
     answer has the format of the request. JSON has the `round`, too, and null for NaN and infinite values.
     """
-    state: DaemonState = request.app.state.daemon
+    process: AnsweringProcess | None = request.app.state.answering
     with request.app.state.body_budget.reserve() as reservation:
         body = await read_body(request, reservation)
         check_declared_type(request.headers, body)
-        limiter = request.app.state.body_budget.unpacking if is_json(body) else None
-        support, query_x = await to_thread.run_sync(_decode_request, state.config, body, limiter=limiter)
+        as_json = wants_json(request.headers, is_json(body))
+        ready = process is not None and process.is_ready()
+        decoded = None if ready else await _decode(request, body)
     try:
-        encoded, round = await to_thread.run_sync(
-            state.adapter.answer, support, query_x, limiter=request.app.state.adapting
-        )
+        answered = await process.answer(body, as_json=as_json) if ready and process is not None else None
+        if answered is None:
+            answered = await _answer_here(request, decoded or await _decode(request, body), as_json)
     except FileNotFoundError:
         detail = "the trainer has not published its first parameters yet: try again later"
         return JSONResponse({"reason": "not_ready", "detail": detail}, 503, headers={"Retry-After": "1"})
-    headers = {"X-Online-Meta-Round": str(round)}
-    if wants_json(request.headers, is_json(body)):
-        return JSONResponse({"round": round, **tensors_to_json(encoded)}, headers=headers)
-    return Response(encoded, media_type=TENSORS, headers=headers)
+    media_type = JSON if as_json else TENSORS
+    return Response(answered.body, media_type=media_type, headers={"X-Online-Meta-Round": str(answered.round)})
 
 
-def _decode_request(config: Config, body: bytes) -> tuple[Batch, Tensors]:
-    limits = config.serve.limits
-    return wire.decode_support(read_as_safetensors(body, config.task, limits), config.task, limits)
+async def _decode(request: Request, body: bytes) -> tuple[Batch, Tensors]:
+    """Return the support set and the query inputs of a request to adapt; see ``decode_request``."""
+    config: Config = request.app.state.daemon.config
+    limiter = request.app.state.body_budget.unpacking if is_json(body) else None
+    return await to_thread.run_sync(decode_request, config.task, config.serve.limits, body, limiter=limiter)
+
+
+async def _answer_here(request: Request, decoded: tuple[Batch, Tensors], as_json: bool) -> Answered:
+    """Answer in this process; raises ``FileNotFoundError`` if no leader has been published."""
+    state: DaemonState = request.app.state.daemon
+    answer = partial(answer_as, state.adapter, *decoded, as_json)
+    return Answered(*await to_thread.run_sync(answer, limiter=request.app.state.adapting))
 
 
 @router.get("/v1/tasks/{id}", responses={404: {"description": "Unknown id", **ERROR}})

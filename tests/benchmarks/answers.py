@@ -83,7 +83,15 @@ def run_load(daemon: Daemon, bodies: Path, kind: str, seconds: float) -> dict[st
         RuntimeError: if a request failed.
     """
     script = Path(__file__).with_suffix(".lua")
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "-s", str(script), f"{daemon.url}/v1/adapt"]
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{CONNECTIONS}",
+        f"-d{max(1, round(seconds))}s",
+        "-s",
+        str(script),
+        f"{daemon.url}/v1/adapt",
+    ]
     command += ["--", str(bodies / kind), str(BODIES), MEDIA_TYPES[kind]]
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     found: dict[str, float] = json.loads(output.splitlines()[-1])

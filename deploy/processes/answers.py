@@ -1,0 +1,227 @@
+"""The process that answers: ``python -m deploy.processes.answers LOGS``, with the daemon's socket as standard input."""
+
+import json
+import logging
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock, Thread
+from typing import NamedTuple
+
+from pydantic import TypeAdapter
+
+from deploy.config.config import Config, parse_settings
+from deploy.exits import DONE, TRY_LATER
+from deploy.leader import Adapter
+from deploy.logs import Origin, log_to_stderr
+from deploy.processes.child import die_with_parent
+from online_meta.types import Batch, Tensors
+from streams.formats import wire
+from streams.formats.json_body import read_as_safetensors, tensors_to_json
+from streams.spec import Limits, TaskSpec
+from streams.types import Rejected
+from trainers.settings import TrainerSettings
+
+THREADS = 2
+"""Requests that are answered at the same time, if answers are slow."""
+QUICK_SECONDS = 0.02
+"""Answers that take less processor time are given one after another: two threads of Python slow each other down."""
+RECEIVE_BYTES = 256 * 1024
+SERVE, ANSWER_TENSORS, ANSWER_JSON = 0, 1, 2
+"""What a frame to the process asks for: to serve a branch of the run, or an answer in a format."""
+GIVEN, REJECTED, NOT_READY = 0, 1, 2
+"""What a frame from the process has: what was asked for, or a reason why not."""
+log = logging.getLogger(__name__)
+
+
+class Frame(NamedTuple):
+    """A message between the daemon and the process.
+
+    Attributes:
+        number: of the request, which its answer has, too.
+        kind: what the frame asks for or has.
+        round: the number of rounds that the leader of an answer has learned.
+        body: of the request or the answer.
+    """
+
+    number: int
+    kind: int
+    round: int
+    body: bytes
+
+
+_HEAD = struct.Struct("<QQQB")
+
+
+def pack_frame(frame: Frame) -> bytes:
+    """Return the bytes of a frame."""
+    return _HEAD.pack(len(frame.body), frame.number, frame.round, frame.kind) + frame.body
+
+
+def unpack_frames(received: bytearray) -> Iterator[Frame]:
+    """Yield the complete frames at the beginning of what was received, and remove them."""
+    while len(received) >= _HEAD.size:
+        length, number, round, kind = _HEAD.unpack_from(received)
+        end = _HEAD.size + length
+        if len(received) < end:
+            return
+        body = bytes(memoryview(received)[_HEAD.size : end])
+        del received[:end]
+        yield Frame(number, kind, round, body)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A branch of a run whose requests are answered: its learner, and what its requests may be."""
+
+    adapter: Adapter
+    task: TaskSpec
+    limits: Limits
+
+    def answer(self, body: bytes, as_json: bool) -> tuple[bytes, int]:
+        """Return the answer to the body of a request, as safetensors or as JSON, and the rounds that it is based on.
+
+        Raises as ``decode_request`` and ``answer_as`` do.
+        """
+        return answer_as(self.adapter, *decode_request(self.task, self.limits, body), as_json)
+
+
+def answer_as(adapter: Adapter, support: Batch, query_x: Tensors, as_json: bool) -> tuple[bytes, int]:
+    """Return what ``Adapter.answer`` returns, as safetensors or as JSON."""
+    encoded, round = adapter.answer(support, query_x)
+    if not as_json:
+        return encoded, round
+    found = {"round": round, **tensors_to_json(encoded)}
+    return json.dumps(found, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(), round
+
+
+def decode_request(task: TaskSpec, limits: Limits, body: bytes) -> tuple[Batch, Tensors]:
+    """Return the support set and the query inputs of a request to adapt.
+
+    Raises ``Rejected`` if the body is not such a request.
+    """
+    return wire.decode_support(read_as_safetensors(body, task, limits), task, limits)
+
+
+def describe_served(config: Config, leader: Path) -> bytes:
+    """Return what the process needs to serve a branch: its configuration, and the file of its leader, as JSON."""
+    parts = {
+        "settings": TypeAdapter(TrainerSettings).dump_python(config.trainer(), mode="json"),
+        "task": TypeAdapter(TaskSpec).dump_python(config.task, mode="json"),
+        "limits": TypeAdapter(Limits).dump_python(config.serve.limits, mode="json"),
+        "leader": str(leader),
+    }
+    return json.dumps(parts).encode()
+
+
+def open_served(description: bytes) -> Served:
+    """Return the branch that ``describe_served`` describes."""
+    parts = json.loads(description)
+    adapter = Adapter(parse_settings(parts["settings"]), Path(parts["leader"]))
+    task = TypeAdapter(TaskSpec).validate_json(json.dumps(parts["task"]))
+    limits = TypeAdapter(Limits).validate_json(json.dumps(parts["limits"]))
+    return Served(adapter, task, limits)
+
+
+class AnsweringLoop:
+    """Answers the requests that arrive over a socket.
+
+    Each thread in turn receives requests. While answers are quick, it keeps this turn; it passes the turn on before an
+    answer that is expected to be slow.
+
+    Args:
+        channel: the socket, which ends the loop when the other end closes it.
+    """
+
+    def __init__(self, channel: socket.socket) -> None:
+        """Serve nothing until the first frame says what."""
+        self._channel, self._received = channel, bytearray()
+        self._frames: Iterator[Frame] = iter(())
+        self._receiving, self._sending = Lock(), Lock()
+        self._served: Served | None = None
+        self._last_seconds = 0.0
+
+    def run(self) -> None:
+        """Answer until the other end closes the socket."""
+        for number in range(1, THREADS):
+            Thread(target=self._work, name=f"answers-{number}", daemon=True).start()
+        self._work()
+
+    def _work(self) -> None:
+        try:
+            self._answer_each()
+        except Exception:  # The other thread would go on without it, and one request without an answer.
+            log.exception("this process cannot answer")
+            os._exit(TRY_LATER)
+
+    def _answer_each(self) -> None:
+        while True:
+            with self._receiving:
+                frame = self._receive()
+                if frame is None:
+                    return
+                if frame.kind == SERVE:
+                    self._served = open_served(frame.body)
+                    self._send(Frame(frame.number, GIVEN, 0, b""))
+                    continue
+                served = self._served
+                assert served is not None, "the first frame says what is served"
+                if self._last_seconds < QUICK_SECONDS:
+                    self._answer(served, frame)
+                    continue
+            self._answer(served, frame)
+
+    def _receive(self) -> Frame | None:
+        """Return the next frame; None at the end."""
+        while (frame := next(self._frames, None)) is None:
+            try:
+                data = self._channel.recv(RECEIVE_BYTES)
+            except OSError:  # The connection is lost, or was closed after another thread had met its end.
+                data = b""
+            if not data:
+                return None
+            self._received += data
+            self._frames = unpack_frames(self._received)
+        return frame
+
+    def _answer(self, served: Served, frame: Frame) -> None:
+        began = time.thread_time()
+        try:
+            body, round = served.answer(frame.body, frame.kind == ANSWER_JSON)
+            answer = Frame(frame.number, GIVEN, round, body)
+        except Rejected as rejection:
+            refused = {"reason": rejection.reason, "detail": rejection.detail}
+            answer = Frame(frame.number, REJECTED, 0, json.dumps(refused).encode())
+        except FileNotFoundError:
+            answer = Frame(frame.number, NOT_READY, 0, b"")
+        self._last_seconds = time.thread_time() - began
+        self._send(answer)
+
+    def _send(self, frame: Frame) -> None:
+        with self._sending:
+            try:
+                self._channel.sendall(pack_frame(frame))
+            except OSError:
+                log.debug("the daemon has closed the connection")
+
+
+def main(logs: str = "text") -> int:
+    """Answer what the daemon passes on, until it closes the connection; return the exit code.
+
+    Args:
+        logs: "text" or "json".
+    """
+    log_to_stderr(Origin("answers"), logs)
+    die_with_parent()
+    with socket.socket(fileno=sys.stdin.fileno()) as channel:
+        AnsweringLoop(channel).run()
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
