@@ -4,7 +4,7 @@ This package exports the names that a notebook needs; import it as ``import onli
 """
 
 from online_meta import posteriors, rules
-from online_meta.batching.autotune import over_tasks
+from online_meta.batching.over_tasks import over_tasks
 from online_meta.functional.model import accuracy_of, model_loss, model_output
 from online_meta.inner import Inner
 from online_meta.learners.ftml import FollowTheMetaLeader

@@ -22,6 +22,14 @@ def private_files() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let all tests share compiled programs among themselves, and not with the user's own runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How often the recovery tests kill each process of the daemon, and which of the slow tests run."""
     parser.addoption("--kills", type=int, default=2, help="kill -9 each process of the daemon so often (default 2)")

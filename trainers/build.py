@@ -13,6 +13,7 @@ import trainers.engines
 from online_meta import registry
 from online_meta.aggregation._clipping import Clipping
 from online_meta.batching.failures import TaskFailures
+from online_meta.batching.programs import Programs
 from online_meta.functional.model import ModelLoss, model_loss
 from online_meta.inner import AnswerRule, Inner
 from online_meta.learners import LearnerContext, gather_single_process
@@ -48,6 +49,7 @@ from trainers.learner_settings import (
 )
 from trainers.settings import (
     AnswerRuleSettings,
+    EngineSettings,
     InnerSettings,
     LearnerSettings,
     MetaSettings,
@@ -156,6 +158,11 @@ def build_engine(settings: TrainerSettings, kind: str, rank_stats: RankStats | N
     return engine
 
 
+def share_programs(folder: Path, settings: EngineSettings) -> Programs:
+    """Return a run's folder of compiled programs, with the cache that it shares with other runs."""
+    return Programs(folder, Path(settings.programs).expanduser() if settings.programs else None)
+
+
 def build_context(
     settings: TrainerSettings,
     buffer: ReplayBuffer,
@@ -165,7 +172,7 @@ def build_context(
     gather: Callable[[Any], list[Any]] = gather_single_process,
     failures: TaskFailures | None = None,
 ) -> LearnerContext:
-    """Return what all learners of the run share; compiled programs lie in the folder ``programs``.
+    """Return what all learners of the run share; compiled programs are in the folder ``programs``, and in the cache.
 
     ``engine`` is the kind that steps meta-parameters: another than the local one is for the ranks of a run alone,
     while checks, comparators and replays are processes of their own. ``rank_stats`` counts its waiting for other ranks,
@@ -194,7 +201,7 @@ def build_context(
         steps_per_round=settings.meta.steps_per_round,
         seed=settings.seed,
         buffer=buffer,
-        programs=programs,
+        programs=None if programs is None else share_programs(programs, settings.engine),
         batching=settings.engine.batching,
         schedule=build_schedule(settings.meta),
         memory_limit=settings.engine.memory_limit,

@@ -366,6 +366,9 @@ class EngineSettings:
             weight 0, so that tasks of many sizes need few programs. [] pads nothing. By default, the first two sizes
             have programs of their own, and tasks of all others are padded to at most four further sizes. Where padding
             changes a meta-gradient by more than rounding, nothing is padded.
+        programs: a folder of compiled programs that all runs of a user share, so that none is compiled twice. It must
+            be private, because programs are native code: mode 0700. "" shares none. By default, the command line takes
+            online-meta/programs in $XDG_CACHE_HOME, or in ~/.cache.
     """
 
     kind: str = changeable("local")
@@ -382,6 +385,7 @@ class EngineSettings:
     batching: Literal["auto", "loop", "vmap", "traced", "compiled"] = changeable("auto")
     memory_limit: Annotated[int, Ge(1)] | None = changeable()
     pad_sizes: tuple[Annotated[int, Ge(1)], ...] | None = changeable()
+    programs: str | None = changeable()
 
     @property
     def is_distributed(self) -> bool:

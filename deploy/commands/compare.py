@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from deploy.checks.run_folder import check_tasks
+from deploy.commands._programs import share_programs
 from deploy.commands.replay import SAME_TASKS, replay
 from deploy.config.config import Config, config_file_context, read_config
 from deploy.exits import BROKEN, CONFIG, DONE, EXPECTED, TRY_LATER, CommandError, find_exit_code
@@ -68,7 +69,7 @@ class Replay(NamedTuple):
         """
         paths, folder = [*sys.path], str(self.file.parent.resolve())
         try:
-            return read_config(self.file, (*self.overrides, f"run.seed={self.seed}"))
+            return share_programs(read_config(self.file, (*self.overrides, f"run.seed={self.seed}")))
         finally:
             sys.path[:] = paths
             for name, module in [*sys.modules.items()]:

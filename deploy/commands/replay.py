@@ -17,6 +17,7 @@ import trainers.comparators
 from deploy.checks.model import list_scored
 from deploy.checks.preflight import check_learning
 from deploy.checks.run_folder import adopt_run_defaults, check_tasks
+from deploy.commands._programs import share_programs
 from deploy.config.config import Config, config_file_context, read_config
 from deploy.erasure import adopt_epoch
 from deploy.exits import CONFIG, TRY_LATER, CommandError, ConfigError
@@ -70,7 +71,7 @@ def command(
     leaves open is as in that run. If a fork was promoted, its rounds are played: those before it with the settings of
     its parent. Use --set to try another algorithm on all rounds.
     """
-    settings = read_config(config, overrides)
+    settings = share_programs(read_config(config, overrides))
     files = RunFiles(Path(settings.run.path))
     played = history or files.history
     settings = adopt_run_defaults(settings, RunFiles(played.parent))
@@ -181,7 +182,8 @@ def copy_logs(history_folder: Path, files: RunFiles, decisions: Path | None = No
     """
     pairs = [((decisions or history_folder) / file.name, file) for file in files.decision_logs]
     programs = RunFiles(history_folder.parent).programs
-    pairs += [(program, files.programs / program.name) for program in programs.glob("*.pt2")]
+    for kind in ("*.pt2", "*.json"):  # The programs, and what was recorded of them.
+        pairs += [(program, files.programs / program.name) for program in programs.glob(kind)]
     for source, target in pairs:
         if source.exists() and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ import numpy as np
 
 from deploy.checks.preflight import check_learning
 from deploy.checks.run_folder import check_tasks
+from deploy.commands._programs import share_programs
 from deploy.commands.replay import copy_logs
 from deploy.config.config import Config, config_file_context, read_config
 from deploy.config.describe import format_toml
@@ -166,7 +167,7 @@ def command(
     the search does not see, decides whether the best ones are better than those of the file. Ctrl-C ends the search
     early; the same command again continues it.
     """
-    settings, seconds = read_config(config, overrides), read_duration(budget)
+    settings, seconds = share_programs(read_config(config, overrides)), read_duration(budget)
     files = RunFiles(Path(settings.run.path))
     with config_file_context(config), private_umask():
         stop = Deadline(seconds)

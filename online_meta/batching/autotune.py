@@ -1,11 +1,8 @@
 """Choose how to sum meta-gradients: benchmark each batching mode on the current tasks, keep the fastest correct one."""
 
 import logging
-import shutil
-import tempfile
 import time
-import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,19 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from online_meta.batches import count_samples
 from online_meta.batching.compile import (
+    STOP_CHECK_SECONDS,
     Compilation,
     CompileError,
-    Program,
     Traced,
     always_continue,
     as_stacked_sum,
-    load_program,
     trace,
 )
 from online_meta.batching.padding import (
-    Masks,
     PadTask,
     Sizes,
     as_it_is,
@@ -43,19 +37,25 @@ from online_meta.batching.plan import (
     ExecutionPlan,
     Group,
     StackedSum,
+    any_weight,
+    fit_task_count,
     signature_of,
     stack,
-    unstack,
-    unstack_one,
     vary_task,
     vmapped,
-    weights_like,
+)
+from online_meta.batching.programs import (
+    CompilerBusy,
+    Program,
+    Programs,
+    find_refusal,
+    load_program,
+    refuse_program,
 )
 from online_meta.batching.task_sum import TaskSum, sum_in_loop
-from online_meta.functional.autodiff import outside_inference_mode
-from online_meta.memory import count_operations, peak_bytes
+from online_meta.memory import count_operations
 from online_meta.registry import nearest
-from online_meta.tree import scale, to_float64
+from online_meta.tree import to_float64
 from online_meta.types import Meta, MetaGrad, MetaGradient, Task
 
 MAX_OPERATIONS = 10_000
@@ -66,6 +66,12 @@ SLOW_SECONDS = 0.5
 
 MEASURE_SECONDS = 1.0
 """Upper bound on the time of one benchmark run of the loop; it limits how many tasks are benchmarked."""
+
+REPEAT_SECONDS = 0.1
+"""A benchmark is repeated, at most five times, until it has taken this long."""
+
+DISTINCT_TASKS = 8
+"""The number of different tasks in a benchmark: the loop computes each once, however many rows are stacked."""
 
 
 TOLERANCE = 1e-5
@@ -116,8 +122,9 @@ def choose_plan(
     The reference is the loop in float64. A result is correct if its relative error is at most ten times the error of
     the loop in the tasks' own precision, or 1e-5 if that is larger: torch's compilers have given wrong results without
     an error. A batch has at most ``max_tasks`` tasks, fewer if the peak of live tensors would exceed ``memory_limit``
-    bytes. Models that need more than ``SLOW_SECONDS`` for one task use the loop. All but the loop compute with padded
-    tasks, ``pad(task)``, whose signature is that of the plan.
+    bytes; it is filled with ``DISTINCT_TASKS`` of the ``tasks`` in turn. Models that need more than ``SLOW_SECONDS``
+    for one task use the loop. All but the loop compute with padded tasks, ``pad(task)``, whose signature is that of the
+    plan.
 
     Raises ``CompileStopped`` as soon as ``should_continue`` returns False while a program is recorded.
     """
@@ -125,11 +132,8 @@ def choose_plan(
     stacked_sum = vmapped(gradient)
     plan = ExecutionPlan("vmap", max_tasks, benchmark.group.signature)
     try:
-        size = (
-            fit_task_count(gradient, meta, pad(tasks[0]), max_tasks, memory_limit)
-            if len(benchmark.group.tasks) > 1
-            else 0
-        )
+        may_stack = benchmark.tolerance > 0 and (len(benchmark.group.tasks) > 1 or max_tasks == 1)
+        size = fit_task_count(gradient, meta, pad(tasks[0]), max_tasks, memory_limit) if may_stack else 0
         if size < 1:
             return PlanChoice(benchmark.loop.plan, (benchmark.loop,), benchmark, None)
         if size < len(benchmark.group.tasks):  # Benchmark no more tasks than fit into memory.
@@ -172,24 +176,6 @@ def fastest(measured: Sequence[Measurement]) -> Measurement:
     )
 
 
-def fit_task_count(gradient: MetaGradient, meta: Meta, task: Task, max_tasks: int, memory_limit: int | None) -> int:
-    """Return how many tasks like ``task`` fit into ``memory_limit`` bytes of live tensors, at most ``max_tasks``.
-
-    The function measures the peaks for one and two tasks and extrapolates linearly. 0 means that one task does not fit.
-    """
-    if memory_limit is None:
-        return max_tasks
-    stacked_sum = vmapped(gradient)
-
-    def peak(count: int) -> int:
-        return peak_bytes(
-            lambda: stacked_sum(meta, *stack(Group("", [task] * count, [1.0] * count), count, _any_weight(meta)))
-        )
-
-    one, two = peak(1), peak(2)
-    return min(max_tasks, 0 if one > memory_limit else 1 + (memory_limit - one) // max(two - one, 1))
-
-
 def _benchmark_loop(
     gradient: MetaGradient, meta: Meta, tasks: Sequence[Task], max_tasks: int, pad: PadTask
 ) -> Benchmark:
@@ -210,14 +196,16 @@ def _benchmark_loop(
             pad,
         )
     count = min(len(tasks), max_tasks, max(2, int(MEASURE_SECONDS / taken)))
-    group = Group(one.signature, list(tasks[:count]), [1.0] * count)
-    found = sum_in_loop(gradient, meta, group)
+    few = min(count, DISTINCT_TASKS)
+    group = Group(one.signature, [tasks[k % few] for k in range(count)], [1.0] * count)
+    once = Group(one.signature, list(tasks[:few]), [float(len(range(k, count, few))) for k in range(few)])
+    found = sum_in_loop(gradient, meta, once)
     try:
-        reference = sum_in_loop(gradient, *to_float64((meta, group)))
+        reference = sum_in_loop(gradient, *to_float64((meta, once)))
         tolerance = max(TOLERANCE, 10 * relative_error(found, reference))
     except Exception:  # A model with a hard-coded dtype cannot run in float64; the loop's own result is the reference.
         reference, tolerance = found, 10 * TOLERANCE
-    seconds = _median_seconds(lambda: sum_in_loop(gradient, meta, group))
+    seconds = _median_seconds(lambda: sum_in_loop(gradient, meta, once)) * count / few
     plan = ExecutionPlan("loop", 1, group.signature)
     return Benchmark(
         gradient,
@@ -233,16 +221,12 @@ def _benchmark_loop(
 def _stack_rows(benchmark: Benchmark, rows: int) -> tuple[Task, Tensor]:
     tasks = [benchmark.pad(task) for task in benchmark.group.tasks[:rows]]
     group = Group(benchmark.group.signature, tasks, benchmark.group.weights[:rows])
-    return stack(group, rows, _any_weight(benchmark.meta))
-
-
-def _any_weight(meta: Meta) -> Tensor:
-    return next(iter(meta.weights.values()))
+    return stack(group, rows, any_weight(benchmark.meta))
 
 
 def _median_seconds(work: Callable[[], Any]) -> float:
     taken: list[float] = []
-    while len(taken) < 5 and (len(taken) < 1 or sum(taken) < MEASURE_SECONDS):
+    while len(taken) < 5 and (len(taken) < 1 or sum(taken) < REPEAT_SECONDS):
         began = time.perf_counter()
         work()
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -252,6 +236,15 @@ def _median_seconds(work: Callable[[], Any]) -> float:
 
 
 MEASURE_AFTER_SECONDS = 2.0
+"""The time that the loop must have taken before anything is measured, so that short runs do not pay for it."""
+
+MEASURE_AFTER_TASKS = 64
+"""The number of tasks after which it is measured earlier: recording a program and comparing it with the loop takes as
+long as the loop takes for some 60 to 90 tasks, because both are the time of single operations. A number of tasks does
+not depend on how quick the machine is, so that the same run begins to measure at the same round."""
+
+COMPILE_AFTER = 3
+"""The number of times that a shape must have come before a program for it is compiled."""
 
 MAX_SIGNATURES = 8
 """The number of signatures that are benchmarked; tasks of any further signature use the loop."""
@@ -273,7 +266,7 @@ class Autotuner:
         *,
         batching: str = "auto",
         memory_limit: int | None = None,
-        folder: Path | None = None,
+        folder: Path | Programs | None = None,
         compiles: bool = True,
         measure_after: float = MEASURE_AFTER_SECONDS,
         pad_sizes: Sequence[int] | None = None,
@@ -285,10 +278,10 @@ class Autotuner:
             max_tasks: the largest number of tasks in a batch, at least 1.
             batching: "auto" to benchmark, or one of ``BATCHING_MODES`` for all signatures.
             memory_limit: limit on the live tensors of a batch, in bytes; None for no limit.
-            folder: where compiled programs are stored; None to compile nothing.
+            folder: where compiled programs are stored, and the cache that they are shared by; None to compile nothing.
             compiles: whether this process compiles; if false, it loads the programs that another one puts there.
-            measure_after: seconds that ``task_sum`` must have run before anything is measured, so that short runs do
-                not pay for the benchmark.
+            measure_after: seconds that ``task_sum`` must have run before anything is measured. Where the loop is quick,
+                ``MEASURE_AFTER_TASKS`` tasks are enough; another number of seconds changes theirs in proportion.
             pad_sizes: the sizes that sets, and sequences with a mask, are padded to; none to pad nothing. None to give
                 the first two signatures plans of their own, and to pad tasks of others to at most 4 further sizes.
 
@@ -303,15 +296,28 @@ class Autotuner:
         self._best: dict[str, Measurement] = {}
         self._known: dict[str, ExecutionPlan] = {}
         self._seen: dict[Sizes, None] = {}
+        self._waiting: dict[str, PlanChoice] = {}
+        self._sightings: Counter[str] = Counter()
         self._queue: deque[PlanChoice] = deque()
         self._compiling: tuple[PlanChoice, Compilation] | None = None
+        self._try_again_at = 0.0
 
-    def find(self, meta: Meta, tasks: Sequence[Task], known: Iterable[ExecutionPlan] = ()) -> tuple[ExecutionPlan, ...]:
+    def find(
+        self,
+        meta: Meta,
+        tasks: Sequence[Task],
+        known: Iterable[ExecutionPlan] = (),
+        summed: int | None = None,
+    ) -> tuple[ExecutionPlan, ...]:
         """Return the best plans so far, one for each signature; benchmark the signatures in ``tasks`` if new.
 
-        ``known`` are plans that are followed already, such as those of an earlier start.
+        Args:
+            meta: the meta-parameters.
+            tasks: tasks that have come since the last call.
+            known: plans that are followed already, such as those of an earlier start.
+            summed: the tasks whose gradients have been summed; None for those of ``task_sum`` in this process.
         """
-        if self._batching == "auto" and self._task_sum.seconds < self._measure_after:
+        if self._batching == "auto" and not self._is_worth_measuring(summed):
             return ()
         self._known = {plan.signature: plan for plan in known}
         for signature, task in {signature_of(task): task for task in reversed(tasks)}.items():
@@ -320,8 +326,25 @@ class Autotuner:
                 self._find_plan(
                     meta, [vary_task(similar[k % len(similar)], k // len(similar)) for k in range(self._max_tasks)]
                 )
+        self._queue_due(tasks)
         self._poll()
         return tuple(best.plan for best in self._best.values())
+
+    def _is_worth_measuring(self, summed: int | None) -> bool:
+        count = self._task_sum.count if summed is None else summed
+        enough = MEASURE_AFTER_TASKS * self._measure_after / MEASURE_AFTER_SECONDS
+        return self._task_sum.seconds >= self._measure_after or count >= enough
+
+    def _queue_due(self, tasks: Sequence[Task]) -> None:
+        """Queue the programs that are worth compiling: shapes that recur, in a run that is not short."""
+        if not self._waiting:
+            return
+        for task in tasks:
+            signature = signature_of(task)
+            self._sightings[signature if signature in self._best else signature_of(self._task_sum.fit(task))] += 1
+        if self._task_sum.seconds >= self._measure_after:
+            for signature in [one for one in self._waiting if self._sightings[one] >= COMPILE_AFTER]:
+                self._queue.append(self._waiting.pop(signature))
 
     def has_plan_for(self, task: Task) -> bool:
         """Return whether the signature of ``task`` has a plan of its own."""
@@ -332,15 +355,18 @@ class Autotuner:
         return self._compiling is not None or bool(self._queue and self._folder is not None and self._compiles)
 
     def wait(self) -> None:
-        """Wait until all queued programs are compiled."""
-        while self._compiling or self._queue:
+        """Wait until all queued programs are compiled; those that are not worth compiling yet are not waited for."""
+        while self._compiling or (self._queue and self._compiles):
             if self._compiling is not None:
                 self._compiling[1].wait()
+            elif self._try_again_at:
+                time.sleep(STOP_CHECK_SECONDS)
             self._poll()
 
     def close(self) -> None:
         """Stop the running compilation and clear the queue."""
         self._queue.clear()
+        self._waiting.clear()
         if self._compiling is not None:
             self._compiling[1].close()
             self._compiling = None
@@ -393,7 +419,9 @@ class Autotuner:
         timings = ", ".join(f"{measurement.plan.batching} {_describe(measurement)}" for measurement in choice.measured)
         log.info("%d tasks of %s: %s", len(choice.benchmark.group.tasks), choice.benchmark.group.signature, timings)
         if choice.traced is not None and self._folder is not None:
-            self._queue.append(choice)
+            found = self._use_known(choice, choice.traced, self._folder)
+            if not found:
+                self._waiting[choice.benchmark.group.signature] = choice
 
     def _poll(self) -> None:
         if self._compiling is not None:
@@ -401,7 +429,7 @@ class Autotuner:
             try:
                 program = compilation.poll()
             except CompileError as error:
-                log.warning("%s; keeping batching mode %s", error, choice.plan.batching)
+                self._give_up(choice, str(error), lasting=error.is_lasting)
                 self._compiling, program = None, None
             if program is not None:
                 self._compiling = None
@@ -409,92 +437,62 @@ class Autotuner:
         if self._compiling is None:
             self._start_next()
 
+    def _give_up(self, choice: PlanChoice, reason: str, *, lasting: bool) -> None:
+        """Keep the present plan, and remember the reason if the compiler would fail again."""
+        log.warning("%s; keeping batching mode %s", reason, choice.plan.batching)
+        if lasting and self._task_sum.should_continue() and self._folder is not None and choice.traced is not None:
+            refuse_program(self._folder, choice.traced.digest, reason, failed=True)
+
     def _start_next(self) -> None:
-        if not self._queue or self._folder is None:
+        """Load the next program in the queue, or start to compile it unless another process is compiling."""
+        if not self._queue or self._folder is None or time.monotonic() < self._try_again_at:
             return
-        choice = self._queue[0]
+        choice, self._try_again_at = self._queue[0], 0.0
         assert choice.traced is not None
-        program = load_program(self._folder, choice.traced.digest)
-        if program is not None:
+        if self._use_known(choice, choice.traced, self._folder):
             self._queue.popleft()
-            self._adopt_program(choice, program)
         elif self._compiles and self._task_sum.should_continue():
-            self._queue.popleft()
-            self._compiling = choice, Compilation(choice.traced, self._folder, self._task_sum.should_continue)
+            self._compile(choice, choice.traced, self._folder)
+        else:
+            self._try_again_at = time.monotonic() + STOP_CHECK_SECONDS
+
+    def _use_known(self, choice: PlanChoice, traced: Traced, folder: Path | Programs) -> bool:
+        """Use a program that was compiled before; return whether there is one, or it is known to be of no use."""
+        refusal = traced.explain_wrong() or find_refusal(folder, traced.digest)
+        if refusal is not None:
+            log.info("its program is not compiled: %s; keeping batching mode %s", refusal, choice.plan.batching)
+            return True
+        program = load_program(folder, traced.digest)
+        if program is not None:
+            self._adopt_program(choice, program)
+        return program is not None
+
+    def _compile(self, choice: PlanChoice, traced: Traced, folder: Path | Programs) -> None:
+        try:
+            self._compiling = choice, Compilation(traced, folder, self._task_sum.should_continue)
+        except CompilerBusy:
+            self._try_again_at = time.monotonic() + STOP_CHECK_SECONDS
+            return
+        except CompileError as error:
+            self._give_up(choice, str(error), lasting=False)
+        self._queue.popleft()
 
     def _adopt_program(self, choice: PlanChoice, program: Program) -> None:
         """Use a compiled program if its result is correct and it is faster than the current plan."""
         assert choice.traced is not None
+        assert self._folder is not None
         signature = choice.benchmark.group.signature
-        pad = self._best[signature].plan.pad
+        before, pad = self._best[signature], self._best[signature].plan.pad
         plan = ExecutionPlan("compiled", choice.plan.tasks, signature, choice.traced.digest, pad)
         found = benchmark_plan(choice.benchmark, plan, as_stacked_sum(program))
-        log.info(
-            "compiled: %s; before, %s: %s", _describe(found), choice.plan.batching, _describe(self._best[signature])
-        )
-        if found.rejection is None and found.seconds < self._best[signature].seconds:
+        log.info("compiled: %s; before, %s: %s", _describe(found), choice.plan.batching, _describe(before))
+        if found.rejection is None and found.seconds < before.seconds:
             self._task_sum.add_program(plan, program)
             self._best[signature] = found
+            return
+        reason = found.rejection or f"it took {_describe(found)} where {before.plan.batching} took {_describe(before)}"
+        refuse_program(self._folder, choice.traced.digest, reason)
 
 
 def _describe(measurement: Measurement) -> str:
     return f"rejected: {measurement.rejection}" if measurement.rejection else f"{measurement.seconds * 1e3:.2f} ms"
-
-
-def over_tasks(
-    gradient: MetaGradient,
-    batching: str = "auto",
-    *,
-    folder: Path | None = None,
-    memory_limit: int | None = None,
-    pad_sizes: Sequence[int] | None = None,
-    masks: Masks | None = None,
-) -> Callable[[Meta, Sequence[Task] | Task], MetaGrad]:
-    """Return a function (meta, tasks) -> the mean loss and meta-gradient over the tasks.
-
-    The modes differ in rounding; name one if results must be reproducible to the bit.
-
-    Args:
-        gradient: the meta-gradient estimator for one task, such as ``exact(inner)``.
-        batching: "loop": task by task; "vmap": tasks of one shape at once; "traced": the same as a recorded program;
-            "compiled": that program compiled, which takes seconds to minutes; "auto": benchmark all on the first tasks
-            of a shape, use the fastest that agrees with the loop, and switch to the compiled program when it is ready.
-        folder: where compiled programs are stored; nobody else may write to it. None for a temporary folder.
-        memory_limit: limit on the live tensors of a batch, in bytes; larger stacks are cut. None for no limit.
-        pad_sizes: the sizes that sets and sequences are padded to; none to pad nothing, None to choose them. Samples
-            that fill up a set have weight 0, and a model that lets samples influence each other is not padded.
-        masks: the names of inputs that are sequences, each with the name of the input that is its mask.
-
-    Returns:
-        A function of meta-parameters and either a non-empty sequence of tasks, whose shapes may differ, or one ``Task``
-        of stacked tensors, each of shape (tasks, n, ...). It raises ``ValueError`` for no tasks.
-
-    Raises:
-        ValueError: if ``batching`` is unknown.
-    """
-    if batching not in (*BATCHING_MODES, "auto"):
-        raise ValueError(f"batching = {batching!r}: {nearest(batching, (*BATCHING_MODES, 'auto'))}")
-    own = folder is None and batching in ("auto", "compiled")
-    place = Path(tempfile.mkdtemp(prefix="online-meta-")) if own else folder
-    task_sum = TaskSum(gradient, place, masks=masks)
-    find = partial(Autotuner, task_sum, batching=batching, memory_limit=memory_limit, folder=place, pad_sizes=pad_sizes)
-    tuner: Autotuner | None = None
-
-    def mean(meta: Meta, tasks: Sequence[Task] | Task) -> MetaGrad:
-        nonlocal tuner
-        if torch.is_inference_mode_enabled():
-            return outside_inference_mode(mean)(meta, tasks)
-        count = count_samples(tasks.support) if isinstance(tasks, Task) else len(tasks)
-        if not count:
-            raise ValueError("a meta-gradient over no tasks is not defined: give one task or more")
-        tuner = tuner or find(count)
-        if not isinstance(tasks, Task):
-            task_sum.follow(tuner.find(meta, tasks))
-            return scale(task_sum(meta, tasks, [1.0] * count), 1.0 / count)
-        first = unstack_one(tasks, 0)
-        task_sum.follow(tuner.find(meta, [first] if tuner.has_plan_for(first) else unstack(tasks)))
-        return task_sum.sum_stacked(meta, tasks, weights_like(_any_weight(meta), [1.0 / count] * count))
-
-    if own and place is not None:
-        weakref.finalize(mean, shutil.rmtree, place, ignore_errors=True)
-    return mean

@@ -2,29 +2,38 @@
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from safetensors.torch import save
+from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from online_meta.batching.plan import StackedSum
+from online_meta.batching.programs import (
+    CompilerBusy,
+    Program,
+    Programs,
+    as_programs,
+    find_exposure,
+    keep_program,
+    load_program,
+    lock_compiler,
+    package_path,
+)
 from online_meta.functional.recording import flatten, record_operations, unflatten
 from online_meta.types import Meta, MetaGrad, Task
-
-Program = Callable[..., tuple[Tensor, ...]]
-"""A sum over stacked tasks whose arguments and results are the flattened tensors, in the order of their trees."""
 
 
 class CompileStopped(BaseException):
@@ -63,6 +72,15 @@ class Traced(NamedTuple):
     def size(self) -> int:
         """The number of operations in the program."""
         return len(self.graph.graph.nodes)
+
+    def explain_wrong(self) -> str | None:
+        """Say why the compiled program is known to come out wrong; None if that is not known.
+
+        The graph shows it, whatever module the user has built: a batch normalisation of torch's is one operation there.
+        """
+        calls = (node.target for node in self.graph.graph.nodes if node.op == "call_function")
+        found = next((str(target) for target in calls if "batch_norm" in str(target)), None)
+        return found and f"it has {found}, of which the compiler makes wrong second derivatives"
 
 
 def trace(
@@ -127,43 +145,47 @@ log = logging.getLogger(__name__)
 class CompileError(RuntimeError):
     """A compilation failed; the other batching modes still work."""
 
-
-def package_path(folder: Path, digest: str) -> Path:
-    """Return the path in ``folder`` of the compiled program with ``digest``."""
-    return folder / f"{digest}.pt2"
-
-
-def load_program(folder: Path, digest: str) -> Program | None:
-    """Load the compiled program with ``digest`` from ``folder``; return None if it is not there.
-
-    A package contains machine code: load it only from a folder that nobody else can write to.
-    """
-    path = package_path(folder, digest)
-    if not path.exists():
-        return None
-    compiled: Any = torch._inductor.aoti_load_package(str(path))
-    run = compiled.loader.boxed_run  # The model itself would parse its description at each call.
-    return lambda *leaves: tuple(run([*leaves]))
+    is_lasting = False
+    """Whether the compiler itself refused the program, so that it would do so again."""
 
 
 class Compilation:
     """A running compilation: ``_compile_worker.py`` as a child process of low priority.
 
-    The child exits when this process does. Compiling needs a C++ compiler on the machine.
+    The child exits when this process does. Compiling needs a C++ compiler on the machine, on which one program is
+    compiled at a time.
     """
 
-    def __init__(self, traced: Traced, folder: Path, should_continue: Callable[[], bool] = always_continue) -> None:
-        """Write the program to ``folder`` and start to compile it there; see ``trace`` for ``should_continue``."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(
+        self, traced: Traced, place: Path | Programs, should_continue: Callable[[], bool] = always_continue
+    ) -> None:
+        """Write the program to the folder of ``place`` and start to compile it there.
+
+        Raises:
+            CompilerBusy: while another program is compiled.
+            CompileError: for a program with parts that cannot be compiled, or a folder that others can write to.
+            CompileStopped: as soon as ``should_continue`` returns False.
+        """
+        self._place, folder = place, as_programs(place).folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if exposure := find_exposure(folder):
+            raise CompileError(f"no program is compiled into {folder}: it {exposure}")
+        self._lock = lock_compiler(place)
+        try:
+            self._start(traced, folder, should_continue)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _start(self, traced: Traced, folder: Path, should_continue: Callable[[], bool]) -> None:
         for leftover in folder.glob(f"{traced.digest}.*.part.pt2"):  # by one that was killed
             leftover.unlink()
         self.digest = traced.digest
         self._folder = folder
-        self._source = folder / f"{traced.digest}.source.pt2"
+        self._source = folder / f"{traced.digest}.source"
         self._log = folder / f"{traced.digest}.log"
         self._began = self._last_logged = time.monotonic()
-        with _StopCheck(should_continue):
-            _export(traced, self._source)
+        _write_source(traced, self._source, should_continue)
         # By its place, for a notebook may have found this package where its children would not; -P: not our types.py.
         command = [sys.executable, "-P", WORKER_SCRIPT, self._source, package_path(folder, self.digest)]
         with self._log.open("wb") as output:
@@ -172,6 +194,7 @@ class Compilation:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                pass_fds=(self._lock,),  # It holds the lock as long as it runs.
                 process_group=0,  # The compilers that it runs end with it, and a signal of the terminal ends neither.
             )
         log.info("compiling a program of %d operations in the background", traced.size)
@@ -188,7 +211,10 @@ class Compilation:
         self.close()
         program = load_program(self._folder, self.digest) if code == 0 else None
         if program is None:
-            raise CompileError(f"compiling ended with exit code {code}: {self._last_line()}")
+            error = CompileError(f"compiling ended with exit code {code}: {self._last_line()}")
+            error.is_lasting = code > 0
+            raise error
+        keep_program(self._place, self.digest)
         log.info("compiled in %.0f s", time.monotonic() - self._began)
         self._log.unlink(missing_ok=True)
         return program
@@ -222,18 +248,33 @@ class Compilation:
         if self._child.stdin is not None:
             self._child.stdin.close()
         self._source.unlink(missing_ok=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _last_line(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
         return lines[-1] if lines else "the compiler printed no output"
 
 
-def compile_now(traced: Traced, folder: Path, should_continue: Callable[[], bool] = always_continue) -> Program:
-    """Compile a program into ``folder``, wait for it and return it.
+def compile_now(
+    traced: Traced, place: Path | Programs, should_continue: Callable[[], bool] = always_continue
+) -> Program:
+    """Compile a program into the folder of ``place``, wait for it and return it.
 
+    While another process compiles, it waits for its turn, and takes the program if it is what that one has compiled.
     Raises ``CompileError`` if that fails, ``CompileStopped`` as soon as ``should_continue`` returns False.
     """
-    compilation = Compilation(traced, folder, should_continue)
+    while True:
+        try:
+            compilation = Compilation(traced, place, should_continue)
+            break
+        except CompilerBusy:
+            if not should_continue():
+                raise CompileStopped("stopped while another program was compiled") from None
+            time.sleep(STOP_CHECK_SECONDS)
+        if (found := load_program(place, traced.digest)) is not None:
+            return found
     compilation.wait(should_continue)
     try:
         program = compilation.poll()
@@ -245,18 +286,26 @@ def compile_now(traced: Traced, folder: Path, should_continue: Callable[[], bool
     return program
 
 
-class _GraphModule(nn.Module):
-    """A module whose inputs are tensors only, as ``torch.export`` requires."""
+def _write_source(traced: Traced, target: Path, should_continue: Callable[[], bool]) -> None:
+    """Write a program for ``_compile_worker.py``: its code and the layouts of its inputs, and its constants.
 
-    def __init__(self, graph: GraphModule) -> None:
-        super().__init__()
-        self.graph = graph
-
-    def forward(self, *leaves: Tensor) -> Any:
-        return self.graph(*leaves)
-
-
-def _export(traced: Traced, target: Path) -> None:
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns about its own internals here
-        torch.export.save(torch.export.export(_GraphModule(traced.graph), traced.leaves, strict=False), target)
+    Exporting it takes seconds, so the worker does it.
+    """
+    found: dict[str, Tensor] = {}
+    for node in traced.graph.graph.nodes:
+        if node.op == "get_attr":
+            constant = getattr(traced.graph, node.target, None)
+            if not isinstance(constant, Tensor):
+                raise CompileError(f"the program has a part that is no tensor, {node.target}")
+            found[node.target] = constant.detach().contiguous().clone()
+    layouts = []
+    for leaf in traced.leaves:
+        if not should_continue():
+            raise CompileStopped("stopped before compiling")
+        layouts.append([str(leaf.dtype), [*leaf.shape], [*leaf.stride()], str(leaf.device)])
+    head = {
+        "code": traced.graph.code,
+        "leaves": json.dumps(layouts),
+        "devices": json.dumps({name: str(constant.device) for name, constant in found.items()}),
+    }
+    target.write_bytes(save({name: constant.cpu() for name, constant in found.items()}, head))

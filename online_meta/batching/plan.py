@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from online_meta.batches import count_samples, map_tensors, name_tensors
+from online_meta.memory import peak_bytes
 from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
 
 StackedSum = Callable[[Meta, Task, Tensor], MetaGrad]
@@ -105,6 +106,29 @@ def vmapped(gradient: MetaGradient) -> StackedSum:
         return total
 
     return stacked_sum
+
+
+def any_weight(meta: Meta) -> Tensor:
+    """Return one of the weights: all have its dtype and device."""
+    return next(iter(meta.weights.values()))
+
+
+def fit_task_count(gradient: MetaGradient, meta: Meta, task: Task, max_tasks: int, memory_limit: int | None) -> int:
+    """Return how many tasks like ``task`` fit into ``memory_limit`` bytes of live tensors, at most ``max_tasks``.
+
+    The function measures the peaks for one and two tasks and extrapolates linearly. 0 means that one task does not fit.
+    """
+    if memory_limit is None:
+        return max_tasks
+    stacked_sum = vmapped(gradient)
+
+    def peak(count: int) -> int:
+        return peak_bytes(
+            lambda: stacked_sum(meta, *stack(Group("", [task] * count, [1.0] * count), count, any_weight(meta)))
+        )
+
+    one, two = peak(1), peak(2)
+    return min(max_tasks, 0 if one > memory_limit else 1 + (memory_limit - one) // max(two - one, 1))
 
 
 def unstack(stacked: Task) -> list[Task]:

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from online_meta.batching.compile import (
-    Program,
-    always_continue,
-    as_stacked_sum,
-    compile_now,
-    load_program,
-    trace,
-)
+from online_meta.batching.compile import always_continue, as_stacked_sum, compile_now, trace
 from online_meta.batching.padding import Masks, cost, covers, measure, pad_task
 from online_meta.batching.plan import (
     LOOP_PLAN,
@@ -31,6 +24,7 @@ from online_meta.batching.plan import (
     vmapped,
     weights_like,
 )
+from online_meta.batching.programs import Program, Programs, load_program
 from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.meta_optimizer import order_like
 from online_meta.replay import ReplaySample
@@ -57,14 +51,15 @@ class TaskSum:
     """A function (meta, tasks, weights) -> sum_i weights_i * gradient(meta, task_i).
 
     The tasks may differ in shape; tasks whose signature has no plan use the loop. The arguments and ``plans`` determine
-    the result to the bit. ``seconds`` is the total time of all sums so far. If ``should_continue``, which may be set,
-    returns False while a program is compiled, the compilation is abandoned with ``CompileStopped``.
+    the result to the bit. ``seconds`` is the total time of all sums so far, ``count`` the number of their tasks. If
+    ``should_continue``, which may be set, returns False while a program is compiled, the compilation is abandoned with
+    ``CompileStopped``.
     """
 
     def __init__(
         self,
         gradient: MetaGradient,
-        folder: Path | None = None,
+        folder: Path | Programs | None = None,
         draw: TaskDraw = ALL_SAMPLES,
         masks: Masks | None = None,
     ) -> None:
@@ -72,7 +67,7 @@ class TaskSum:
 
         Args:
             gradient: the meta-gradient estimator.
-            folder: holds compiled programs; nobody else may write to it.
+            folder: holds compiled programs; nobody else may write to it. With a cache, programs are shared.
             draw: the samples that are drawn of a task before it comes here, which decide the shapes of plans.
             masks: the inputs that are sequences, and the masks with which they can be padded.
         """
@@ -81,7 +76,7 @@ class TaskSum:
         self._draw = draw
         self.plans: dict[str, ExecutionPlan] = {}
         self._padded: dict[str, ExecutionPlan | None] = {}
-        self.seconds = 0.0
+        self.seconds, self.count = 0.0, 0
         self.should_continue: Callable[[], bool] = always_continue
         self._folder = folder
         self._stacked_sums: dict[ExecutionPlan, StackedSum] = {}
@@ -141,6 +136,7 @@ class TaskSum:
         if total is None:
             raise ValueError("a meta-gradient over no tasks is not defined: give one task or more")
         self.seconds += time.perf_counter() - began
+        self.count += len(tasks)
         return total
 
     def _find_stacked_plan(self, tasks: StackedTasks) -> ExecutionPlan | None:

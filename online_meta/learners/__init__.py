@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from online_meta import registry
 from online_meta.batching.failures import TaskFailures
+from online_meta.batching.programs import Programs
 from online_meta.functional.model import checked_loss
 from online_meta.inner import Inner
 from online_meta.learners._online_step import FunctionalLearner as FunctionalLearner
@@ -186,7 +187,7 @@ class LearnerContext:
     seed: int
     buffer: ReplayBuffer
     schedule: Schedule | None = None
-    programs: Path | None = None
+    programs: Path | Programs | None = None
     batching: str = "loop"
     memory_limit: int | None = None
     gather: Callable[[Any], list[Any]] = gather_single_process

@@ -8,6 +8,7 @@ from typing import Any
 from online_meta.answers import believe_by_inner_loop, names_of, pack_meta, unpack_meta
 from online_meta.batching.all_reduce import GradientSum, distribute_samples, local_samples, sum_gradients
 from online_meta.batching.failures import TaskFailures
+from online_meta.batching.programs import Programs
 from online_meta.batching.task_sum import TaskSum, sum_skipping_nonfinite, sum_with_measurements
 from online_meta.functional.model import checked_loss
 from online_meta.inner import Inner
@@ -54,7 +55,7 @@ class FollowTheMetaLeader(ParameterLearner):
         steps_per_round: int = 1,
         seed: int = 0,
         buffer: ReplayBuffer | None = None,
-        programs: Path | None = None,
+        programs: Path | Programs | None = None,
         schedule: Schedule | None = None,
         gather: Callable[[Any], list[Any]] = gather_single_process,
         failures: TaskFailures | None = None,

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 
 from online_meta.batching.autotune import Autotuner
-from online_meta.batching.compile import load_program
 from online_meta.batching.plan import ExecutionPlan, signature_of
+from online_meta.batching.programs import Programs, has_program
 from online_meta.batching.task_sum import TaskSum, sum_skipping_nonfinite
 from online_meta.learners import LearnerContext
 from online_meta.meta_optimizer import order_like
@@ -225,9 +225,9 @@ def _make_training(
     )
 
 
-def _without_missing_program(plan: ExecutionPlan, folder: Path | None) -> ExecutionPlan:
+def _without_missing_program(plan: ExecutionPlan, place: Path | Programs | None) -> ExecutionPlan:
     """Return the plan, or without its compiled program the same computation as it was recorded."""
-    if plan.batching != "compiled" or (folder and plan.program and load_program(folder, plan.program)):
+    if plan.batching != "compiled" or (place and plan.program and has_program(place, plan.program)):
         return plan
     return plan._replace(batching="traced")
 

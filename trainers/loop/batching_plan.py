@@ -12,6 +12,7 @@ from online_meta.batching.autotune import MEASURE_AFTER_SECONDS, Autotuner
 from online_meta.batching.compile import CompileStopped
 from online_meta.batching.plan import ExecutionPlan, signature_of
 from online_meta.types import Learner, Task
+from trainers.build import share_programs
 from trainers.distributed.ranks import RankGroup
 from trainers.journal.plans import ExecutionPlans
 from trainers.settings import EngineSettings
@@ -26,8 +27,9 @@ class PlanSelector:
         learners: by name.
         settings: [engine] section of the configuration.
         batch: largest number of tasks that one rank sums in a meta-step, or that number for each learner.
-        programs: folder of compiled programs.
+        programs: folder of compiled programs of the run; ``settings.programs`` is the cache.
         measure_after: seconds of computation before faster plans are measured.
+        steps: number of meta-steps after each round, for each learner; 1 by default.
     """
 
     def __init__(
@@ -37,29 +39,42 @@ class PlanSelector:
         batch: int | Mapping[str, int],
         programs: Path,
         measure_after: float = MEASURE_AFTER_SECONDS,
+        steps: Mapping[str, int] | None = None,
     ) -> None:
         """Create one tuner for each learner that has a ``task_sum``."""
+        self._batch, self._steps = batch, steps
         self._learners: dict[str, Any] = {n: learner for n, learner in learners.items() if hasattr(learner, "task_sum")}
         make = partial(
             Autotuner,
             batching=settings.batching,
             memory_limit=settings.memory_limit,
-            folder=programs,
+            folder=share_programs(programs, settings),
             pad_sizes=settings.pad_sizes,
         )
         self._stop = Event()
         self._prepared: set[tuple[str, ExecutionPlan]] = set()
         self._tuners = {
-            n: make(learner.task_sum, batch if isinstance(batch, int) else batch[n], measure_after=measure_after)
+            n: make(learner.task_sum, self._batch_of(n), measure_after=measure_after)
             for n, learner in self._learners.items()
         }
 
-    def find(self, known: ExecutionPlans, tasks: list[Task]) -> ExecutionPlans:
+    def _batch_of(self, name: str) -> int:
+        return self._batch if isinstance(self._batch, int) else self._batch[name]
+
+    def _count_summed(self, name: str, rounds: int) -> int:
+        """Return how many tasks a learner that revisits all rounds sums in so many, in all its starts."""
+        batch = self._batch_of(name)
+        few = min(rounds, batch)
+        return (self._steps or {}).get(name, 1) * (few * (few + 1) // 2 + (rounds - few) * batch)
+
+    def find(self, known: ExecutionPlans, tasks: list[Task], rounds: int | None = None) -> ExecutionPlans:
         """Return the plans in ``known``, with new and faster plans that are available by now.
 
         Args:
             known: present plans.
             tasks: tasks for whose shapes plans are searched.
+            rounds: number of learned rounds, which says how many tasks were summed; None to count those of this
+                process.
         """
         found: ExecutionPlans = {}
         for name, tuner in self._tuners.items():
@@ -68,15 +83,17 @@ class PlanSelector:
             task_sum = self._learners[name].task_sum
             new = [task for task in map(task_sum.example, tasks) if signature_of(task_sum.fit(task)) not in compiled]
             with contextlib.suppress(CompileStopped):  # The run is to end: the known plans will do.
-                by_signature |= {path.signature: path for path in self._search(name, tuner, new, known.get(name, ()))}
+                summed = None if rounds is None else self._count_summed(name, rounds)
+                found_now = self._search(name, tuner, new, known.get(name, ()), summed)
+                by_signature |= {path.signature: path for path in found_now}
             if by_signature:
                 found[name] = tuple(by_signature.values())
         return found
 
     def _search(
-        self, name: str, tuner: Autotuner, tasks: list[Task], known: tuple[ExecutionPlan, ...]
+        self, name: str, tuner: Autotuner, tasks: list[Task], known: tuple[ExecutionPlan, ...], summed: int | None
     ) -> tuple[ExecutionPlan, ...]:
-        return () if self._stop.is_set() else tuner.find(self._learners[name].engine.meta(), tasks, known)
+        return () if self._stop.is_set() else tuner.find(self._learners[name].engine.meta(), tasks, known, summed)
 
     def follow(self, paths: ExecutionPlans) -> None:
         """Set the execution plans of the learners."""

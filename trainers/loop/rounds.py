@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -17,7 +18,7 @@ import torch
 from online_meta.batches import count_samples
 from online_meta.batching.autotune import MEASURE_AFTER_SECONDS
 from online_meta.batching.failures import TaskFailures, is_task_failure
-from online_meta.types import Learned, Score, Task
+from online_meta.types import Learned, Learner, Score, Task
 from streams.atomic_files import replace_file
 from streams.history.history import History
 from streams.history.predictions import read_stored_answer
@@ -148,7 +149,6 @@ def open_run(
     context = build_context(settings, buffer, files.programs, kind, rank_stats, timed_group.gather, failures)
     learners = build_learners(settings, context, partial(build_engine, kind=kind, rank_stats=rank_stats))
     restore(restored, learners, rank_group)
-    batches = _share_batches(settings, rank_group)
     journal = open_journal(settings, files, rounds, fingerprint(restored.begun)) if rank_group.is_coordinator else None
     if journal and count_deaths:
         note_process_start(journal, rounds)
@@ -161,7 +161,7 @@ def open_run(
         learners=learners,
         answering=find_answering_learner(settings, learners),
         buffer=buffer,
-        plan_selector=PlanSelector(learners, settings.engine, batches, files.programs, measure_after),
+        plan_selector=_make_selector(settings, learners, files, rank_group, measure_after),
         rank_group=timed_group,
         rank_stats=rank_stats,
         checkpoint_task=BackgroundTask("checkpoint"),
@@ -176,10 +176,18 @@ def open_run(
     )
 
 
-def _share_batches(settings: TrainerSettings, rank_group: RankGroup) -> dict[str, int]:
-    """Return the largest number of tasks that one rank sums in a meta-step of each learner."""
-    batches = {one.name: override_settings(settings, one).meta.batch for one in list_learners(settings)}
-    return {name: -(-batch // rank_group.world) for name, batch in batches.items()}
+def _make_selector(
+    settings: TrainerSettings,
+    learners: Mapping[str, Learner],
+    files: RunFiles,
+    rank_group: RankGroup,
+    measure_after: float,
+) -> PlanSelector:
+    """Return the selector of plans for the largest number of tasks that one rank sums in a meta-step of a learner."""
+    own = {one.name: override_settings(settings, one).meta for one in list_learners(settings)}
+    batches = {name: -(-meta.batch // rank_group.world) for name, meta in own.items()}
+    steps = {name: meta.steps_per_round for name, meta in own.items()}
+    return PlanSelector(learners, settings.engine, batches, files.programs, measure_after, steps)
 
 
 def _configure_torch(threads: int) -> None:
@@ -466,7 +474,7 @@ def _choose_execution_plans(run: Run, tasks: list[Task], journal: RunJournal) ->
     if not (journal.recorded_lines or journal.execution_plan_log.is_bound(run.round)):
         known = journal.execution_plan_log.at(run.round)
         try:
-            found = run.plan_selector.find(known, tasks)
+            found = run.plan_selector.find(known, tasks, run.round)
         except Exception as error:
             if not is_task_failure(error):
                 raise
