@@ -16,7 +16,7 @@ from tests.benchmarks.rounds import __main__ as program
 from tests.benchmarks.rounds.cold import SETTLED, Start, time_process
 from tests.benchmarks.rounds.game import Game, draw_rounds, find_difference, load_order, save_order
 from tests.benchmarks.rounds.page import Figure, render
-from tests.benchmarks.rounds.parts import ALONE, COMPARED, TOLERANCE, compare_turns, describe_losses, make_sinusoids
+from tests.benchmarks.rounds.parts import ALONE, DRAWN, TOLERANCE, compare_turns, describe_losses, make_sinusoids
 from tests.benchmarks.rounds.players import OurPlayer, make_order, read_settings, take_turns
 
 SMALL = ("inner.steps=2", "meta.batch=4", "meta.steps_per_round=2", "meta.clip_norm=0.5", "engine.batching='loop'")
@@ -90,11 +90,12 @@ def test_losses_of_another_game_differ(played, change):
 
 
 def test_a_time_does_not_count_if_the_losses_differ():
-    ours = [(2.0, 1.0 + 0.01 * round) for round in range(COMPARED + 5)]
-    late = [*ours[:COMPARED], *((before, 2 * after) for before, after in ours[COMPARED:])]
-    assert describe_losses(ours, late)[1] == "", "rounding adds up in later rounds"
-    early = [(before, after * (1 + 2 * TOLERANCE)) for before, after in ours]
-    about, wrong = describe_losses(ours, early)
+    batch, compared = 10, 10 + DRAWN
+    ours = [(2.0, 1.0 + 0.01 * round) for round in range(compared + 5)]
+    late = [*ours[:compared], *((before, 2 * after) for before, after in ours[compared:])]
+    assert describe_losses(ours, late, batch)[1] == "", "rounding adds up in later rounds"
+    early = [*ours[: compared - 1], (2.0, ours[compared - 1][1] * (1 + 2 * TOLERANCE)), *ours[compared:]]
+    about, wrong = describe_losses(ours, early, batch)
     assert wrong == "JAX plays another game: losses differ by 2.0e-04"
     part = compare_turns("Rounds", [about], {"ours": [1.0, 3.0], "JAX": [1.0, 2.0]}, "ours / JAX", 2.0, wrong)
     (figure,) = (Figure(**figure) for figure in part["figures"])

@@ -1,6 +1,7 @@
 """The game in plain JAX. ``python -m tests.benchmarks.rounds.jax_ftml FILE ROUNDS`` plays it in a fresh process."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -75,12 +76,17 @@ def make_step(game: Game) -> Any:
         second = jax.tree.map(lambda old, grad: SQUARE_DECAY * old + (1 - SQUARE_DECAY) * grad**2, state.second, grads)
 
         def move(weight: Any, mean: Any, square: Any) -> Any:
-            size = jnp.sqrt(square / (1 - SQUARE_DECAY**steps)) + EPSILON
-            return weight - game.meta_lr * mean / (1 - DECAY**steps) / size
+            size = jnp.sqrt(square / correct(SQUARE_DECAY, steps)) + EPSILON
+            return weight - game.meta_lr * mean / correct(DECAY, steps) / size
 
         return State(jax.tree.map(move, state.weights, first, second), first, second, steps)
 
     return step
+
+
+def correct(decay: float, steps: Any) -> Any:
+    """Return 1 - decay^steps without the rounding error of a small difference in float32."""
+    return -jnp.expm1(steps * math.log(decay))
 
 
 def prepare(order: Order) -> tuple[Player, None]:
