@@ -3,6 +3,8 @@
 ``BlobStore`` is the interface to storage; ``stores.FolderStore`` and ``bucket.BucketStore`` implement it.
 """
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from zarr.abc.store import Store
@@ -24,7 +26,13 @@ class BlobStore(Protocol):
     unreachable_errors: tuple[type[Exception], ...]
 
     def zarr_store(self, path: str) -> Store:
-        """Return the Zarr store below ``path``, for reading and writing."""
+        """Return the Zarr store below ``path``, for reading."""
+
+    def write(self, path: str, pieces: Iterable[bytes]) -> FileChecksum:
+        """Write a file that does not exist yet from its pieces; return its checksum. ``sync`` makes it durable."""
+
+    def view(self, path: str) -> AbstractContextManager[memoryview]:
+        """Return the content of a file that is not empty, for a while; raises ``FileNotFoundError``."""
 
     def sync(self, path: str) -> None:
         """Make everything that was written below ``path`` durable."""

@@ -6,12 +6,12 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from streams.history.archive import BlobStore, FileChecksum
-from streams.history.archive.segment import FORMAT, Segment, StoredRound, UnknownFormat, write_segment
+from streams.history.archive.segment import FORMAT, Segment, StoredRound, UnknownFormat, list_arrays
+from streams.history.archive.shards import write_group
 from streams.history.errors import ArchiveUnreachable, HistoryDamaged, HistoryFormatError
 
 SEGMENTS = "segments"
@@ -70,13 +70,8 @@ class Archive:
             name = self._new_name(first, last)
             path = f"{SEGMENTS}/{name}"
             self._store.remove(path)
-            write_segment(self._store.zarr_store(path), rounds)
-            with ThreadPoolExecutor(2) as executor:  # syncing and SHA-256 take as long as reading back
-                synced, files = executor.submit(self._store.sync, path), executor.submit(self._store.files, path)
-                if Segment(self._store.zarr_store(path)).read_all() != list(rounds):
-                    raise ValueError("it does not read back as written and is not published")
-            synced.result()
-            marker = Marker(name, first, last, len(rounds), files.result())
+            files = write_group(self._store, path, *list_arrays(rounds))
+            marker = Marker(name, first, last, len(rounds), files)
             self._store.put(f"{MARKERS}/{name}.json", _write_marker(marker))
         return marker
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import obstore
@@ -63,6 +63,17 @@ class BucketStore:
         """Return the Zarr store below ``path``."""
         return ObjectStore(from_url(f"{self._url}/{path}", **self._options))
 
+    def write(self, path: str, pieces: Iterable[bytes]) -> FileChecksum:
+        """Write a file in one request."""
+        data = b"".join(pieces)
+        self.put(path, data)
+        return _checksum(data)
+
+    @contextlib.contextmanager
+    def view(self, path: str) -> Iterator[memoryview]:
+        """Fetch a file."""
+        yield memoryview(self.get(path))
+
     def sync(self, path: str) -> None:
         """Do nothing: written files are durable."""
 
@@ -78,8 +89,7 @@ class BucketStore:
         """Read all files below ``path`` and return their checksums."""
         found = {}
         for name in self.sizes(path):
-            data = self.get(f"{path}/{name}")
-            found[name] = FileChecksum(len(data), hashlib.sha256(data).hexdigest())
+            found[name] = _checksum(self.get(f"{path}/{name}"))
         return found
 
     def sizes(self, path: str) -> dict[str, int]:
@@ -99,3 +109,7 @@ class BucketStore:
     def _list(self, path: str) -> Iterator[tuple[str, int]]:
         for page in obstore.list(self._root, prefix=f"{path}/"):
             yield from ((file["path"], file["size"]) for file in page)
+
+
+def _checksum(data: bytes) -> FileChecksum:
+    return FileChecksum(len(data), hashlib.sha256(data).hexdigest())

@@ -1,4 +1,4 @@
-"""Write and read segments: a segment is one Zarr group of rounds, readable with Zarr alone.
+"""Make and read segments: a segment is one Zarr group of rounds, readable with Zarr alone.
 
     round, arrived, crc, digest     one value per round
     about, about_end                JSON [id, source, cursor] of each round, as concatenated bytes
@@ -17,16 +17,19 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from streams.history.archive.columns import Column, join_columns, make_ragged, read_slices, read_spans, split_columns
+from streams.history.archive.columns import (
+    Column,
+    join_columns,
+    make_ragged,
+    read_slices,
+    read_spans,
+    split_columns,
+)
+from streams.history.archive.shards import CHUNK_BYTES
 from streams.history.ledger import RoundEntry
 
 FORMAT = 1
-ZSTD_LEVEL = 1
-"""The level of zstd; higher levels hardly compress tensors further."""
-CHUNK_BYTES = 256 * 1024
-"""The size of an inner chunk; small, so that reading one task does not read many others."""
 
 
 class StoredRound(NamedTuple):
@@ -40,8 +43,15 @@ class UnknownFormat(Exception):
     """The segment has a format that this version cannot read."""
 
 
-def write_segment(store: Store, rounds: Sequence[StoredRound]) -> None:
-    """Write rounds, in ascending order and of one layout, into an empty store.
+class SegmentArrays(NamedTuple):
+    """The ``attributes`` of a segment's group, and its ``arrays`` by name."""
+
+    attributes: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+
+
+def list_arrays(rounds: Sequence[StoredRound]) -> SegmentArrays:
+    """Return the arrays of a segment of rounds in ascending order and of one layout.
 
     Raises:
         ValueError: if ``wire.encode`` did not write a payload, or a payload has another layout than the first.
@@ -61,31 +71,7 @@ def write_segment(store: Store, rounds: Sequence[StoredRound]) -> None:
     }
     for column, values in columns.values.items():
         arrays |= {column.name: values, f"{column.name}_shape": columns.shapes[column]}
-    group = zarr.open_group(store, mode="w", zarr_format=3)
-    for name, values in arrays.items():
-        _write(group, name, values)
-    group.attrs.update({"format": FORMAT, "tensors": [list(column) for column in columns.values]})
-
-
-def _write(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
-    rows = max(1, len(values))
-    chunk = min(rows, max(1, CHUNK_BYTES // max(1, values[:1].nbytes)))
-    row_shape = values.shape[1:]
-    array = group.create_array(
-        name,
-        shape=values.shape,
-        dtype=values.dtype,
-        chunks=(chunk, *map(_at_least_one, row_shape)),
-        shards=(-(-rows // chunk) * chunk, *map(_at_least_one, row_shape)),
-        compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
-        config={"write_empty_chunks": True},  # so that a missing chunk is never a valid chunk of zeros
-    )
-    if values.size:
-        array[...] = values
-
-
-def _at_least_one(size: int) -> int:
-    return max(1, size)
+    return SegmentArrays({"format": FORMAT, "tensors": [list(column) for column in columns.values]}, arrays)
 
 
 class Segment:

@@ -1,17 +1,18 @@
 """An archive keeps the same promises wherever it is stored. Damage to any byte of any file is found."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
-from streams.history.archive import BlobStore
+from streams.history.archive import BlobStore, FileChecksum
 from streams.history.archive.archive import Archive
-from streams.history.archive.segment import Segment, StoredRound, write_segment
-from streams.history.archive.stores import is_url, open_store
+from streams.history.archive.segment import Segment, StoredRound, list_arrays
+from streams.history.archive.shards import write_group
+from streams.history.archive.stores import FolderStore, is_url, open_store
 from streams.history.errors import ArchiveUnreachable, HistoryDamaged, HistoryFormatError
 from tests.support.object_store import BucketServer, free_port
 
@@ -69,7 +70,7 @@ def test_a_segment_without_its_marker_is_invisible_and_is_removed(store: BlobSto
 def test_a_killed_writer_does_not_block_the_next(store: BlobStore, rounds: list[StoredRound], keep: Keep) -> None:
     archive = Archive(store)
     path = "segments/000000000003-000000000009-0"
-    write_segment(store.zarr_store(path), [keep(round) for round in range(30)])
+    write_group(store, path, *list_arrays([keep(round) for round in range(30)]))
     marker = archive.publish(rounds)
     assert archive.segment(marker.name).read_all() == rounds
     assert archive.check_files(marker) == []
@@ -101,6 +102,25 @@ def test_a_flipped_bit_in_the_tensors_is_detected_on_reading(tmp_path: Path, rou
         path.write_bytes(flipped(whole, at))
         with pytest.raises(HistoryDamaged, match=marker.name):
             Archive(open_store(str(tmp_path), {})).payload(marker.name, 4)
+
+
+@pytest.mark.parametrize("damaged", ["zarr.json", "support_x/zarr.json", "support_x/c/0", "round/c/0"])
+def test_a_segment_that_does_not_read_back_is_not_published(
+    tmp_path: Path, rounds: list[StoredRound], monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    write = FolderStore.write
+
+    def write_wrongly(store: FolderStore, path: str, pieces: Iterable[bytes]) -> FileChecksum:
+        data = b"".join(pieces)
+        return write(store, path, [flipped(data, len(data) // 2) if path.endswith(f"-0/{damaged}") else data])
+
+    archive = Archive(open_store(str(tmp_path), {}))
+    monkeypatch.setattr(FolderStore, "write", write_wrongly)
+    with pytest.raises(HistoryDamaged, match="the segment of rounds 3 to 9 cannot be read"):
+        archive.publish(rounds)
+    assert archive.names() == []
+    monkeypatch.undo()
+    assert archive.check_files(archive.publish(rounds)) == []
 
 
 def test_missing_and_unexpected_files_are_found(store: BlobStore, rounds: list[StoredRound]) -> None:
@@ -176,7 +196,7 @@ def test_urls_and_folders_are_distinguished_and_invalid_ones_refused() -> None:
 def test_a_segment_reads_one_round_as_it_reads_all(tmp_path: Path, keep: Keep) -> None:
     rounds = [keep(round) for round in range(50)]
     store = open_store(str(tmp_path), {})
-    write_segment(store.zarr_store("here"), rounds)
+    write_group(store, "here", *list_arrays(rounds))
     segment = Segment(store.zarr_store("here"))
     assert segment.entries == [kept.entry for kept in rounds]
     assert [segment.payload(round) for round in range(50)] == [kept.payload for kept in rounds]

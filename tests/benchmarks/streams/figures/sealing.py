@@ -13,7 +13,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from streams.formats import wire
 from streams.history.archive.columns import split_columns
-from streams.history.archive.segment import CHUNK_BYTES, ZSTD_LEVEL
+from streams.history.archive.shards import CHUNK_BYTES, ZSTD_LEVEL
 from streams.history.archive.stores import FolderStore
 from streams.history.history import History
 from streams.history.sealing import SealingSettings, evict_payloads, seal_next, select_rounds
