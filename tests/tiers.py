@@ -79,6 +79,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_a_stopping_run_exits_with_70_and_loses_nothing_acknowledged": NONE,
     "test_a_diverged_run_rolls_back_and_continues": NONE,
     "test_deterministic_ranks_learn_the_same_bits_for_any_number_of_ranks": NONE,
+    "test_deterministic_ranks_that_follow_recorded_programs_learn_the_same_bits": NONE,
     "test_a_hanging_rank_does_not_block_the_others": ("2",),
     "test_the_optimizer_state_can_be_offloaded_to_host_memory_and_resumed": NONE,
     "test_any_number_of_ranks_at_any_stage_loads_the_state_of_another": NONE,

@@ -349,7 +349,8 @@ class EngineSettings:
         zero_stage: what ZeRO shards: 0 nothing, 1 the optimizer's state, 2 gradients too, 3 the stored parameters too.
         offload_optimizer: whether the optimizer's state is in the memory of the host.
         deterministic: whether ranks add up task by task. Any number of ranks then gives the same bits, at the cost of
-            one gathering of all gradients for each task.
+            one gathering of all gradients for each task. Set ``batching`` to "traced" or "compiled", whose programs
+            then compute one task at a time, or to "loop".
         timeout_seconds: a rank that the others have waited for this long, or much longer than rounds take, counts as
             dead; all ranks then restart at the last checkpoint. A process that neither reports nor computes for twice
             as long is restarted, too. Seconds.

@@ -1,9 +1,11 @@
 """Everything that can be known to be wrong before the first round."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 
 import torch
@@ -21,7 +23,10 @@ from deploy.leader import leader_of
 from deploy.promotion import settle_branches
 from deploy.server.listener import bind, bind_probes, check_exposure
 from online_meta import registry
-from online_meta.batches import count_samples
+from online_meta.batches import count_samples, map_tensors
+from online_meta.batching.autotune import COMPILE_AFTER
+from online_meta.batching.plan import ExecutionPlan, signature_of
+from online_meta.batching.programs import compiled_at, find_exposure, find_refusal, is_cache_usable
 from online_meta.learners import LearnerContext, MemoryReplayBuffer
 from online_meta.types import Task, Tensors
 from streams.entities import find_entity
@@ -34,12 +39,15 @@ from streams.sources.http import Settings as HttpSettings
 from streams.spec import TaskSpec, join_name
 from streams.tables.schema import name_inputs
 from streams.types import Rejected, ReportsLag, TaskSource
-from trainers.build import build_context, build_inner, build_learner, build_loss, build_module
+from trainers.build import build_context, build_inner, build_learner, build_learners, build_loss, build_module
+from trainers.distributed.ranks import SINGLE_PROCESS
 from trainers.distributed.rendezvous import bind as bind_rendezvous
 from trainers.distributed.rendezvous import split_address
 from trainers.journal.fork_log import read_branches
 from trainers.journal.run_files import RunFiles
 from trainers.learner_settings import list_learners, override_settings
+from trainers.loop.batching_plan import select_plans
+from trainers.loop.rounds import configure_torch
 from trainers.settings import EngineSettings
 
 FIRST_TASKS = 3
@@ -329,8 +337,71 @@ def check_port(config: Config) -> str:
         return f"{host}:{port} and {config.serve.probes} are free"
 
 
-def check_all(config: Config, report: Callable[[str, str], None]) -> None:
-    """Check one thing after the other; call ``report(what, state)`` for each that passes. Raises ``CommandError``."""
+def compile_programs(config: Config, tasks: Sequence[Task], report: Callable[[str, str], None]) -> None:
+    """Compile the programs that the run would need for tasks of these shapes into the cache of ``[engine] programs``.
+
+    Args:
+        config: of the run.
+        tasks: the first ones of the run, or of its sources.
+        report: is called with ("programs", a sentence) for each learner and shape.
+
+    Raises:
+        ConfigError: if the configuration has no cache, or if others can use it.
+    """
+    settings = config.trainer()
+    place = _find_cache(config)
+    if settings.engine.batching not in ("auto", "compiled"):
+        report("programs", f"batching = {settings.engine.batching!r} compiles nothing")
+        return
+    if not tasks:
+        report("programs", "no task is known yet, so no shape: nothing is compiled")
+        return
+    began, device = time.time(), torch.device(config.engine.device)
+    shapes = {signature_of(task): map_tensors(lambda tensor: tensor.to(device), task) for task in tasks}
+    configure_torch(settings.engine.threads)  # as the run does, for programs depend on it
+    with TemporaryDirectory(prefix="online-meta-") as folder:
+        context = build_context(settings, MemoryReplayBuffer(), Path(folder))
+        learners = build_learners(settings, context)
+        world = config.engine.processes * config.engine.nodes[0]
+        selector = select_plans(settings, learners, Path(folder), world, measure_after=0.0)
+        try:
+            plans = selector.find({}, [*shapes.values()] * COMPILE_AFTER)
+            selector.wait()
+            plans = selector.find(plans, [*shapes.values()])
+            selector.follow(plans)
+            selector.prepare([*shapes.values()], SINGLE_PROCESS)
+        finally:
+            selector.close()
+        for name, found in plans.items():
+            for plan in found:
+                report("programs", f"{name}, {plan.signature}: {_describe_program(plan, place, began)}")
+
+
+def _find_cache(config: Config) -> Path:
+    """Return the folder in which programs are shared; raises ``ConfigError`` if it cannot be used."""
+    if not config.engine.programs:
+        raise ConfigError('[engine] programs = "": there is no folder for compiled programs; name one')
+    folder = Path(config.engine.programs).expanduser()
+    if not is_cache_usable(folder):
+        with error_context(f"[engine] programs = {config.engine.programs!r}:"):
+            raise ValueError(find_exposure(folder, private=True))
+    return folder
+
+
+def _describe_program(plan: ExecutionPlan, cache: Path, began: float) -> str:
+    """Say what became of the program of a plan, and since when it is in the cache."""
+    if plan.batching != "compiled":
+        reason = find_refusal(cache, plan.program) if plan.program else None
+        return f"computed {plan.batching}" + (f"; its program is not compiled: {reason}" if reason else "")
+    at = compiled_at(cache, plan.program) if plan.program else None
+    return "its program is ready" if at is None else "compiled" if at >= began else "found in the cache"
+
+
+def check_all(config: Config, report: Callable[[str, str], None], compiles: bool = False) -> None:
+    """Check one thing after the other; call ``report(what, state)`` for each that passes. Raises ``CommandError``.
+
+    With ``compiles``, the programs for the tasks that are known are compiled in the end.
+    """
     check_exposure(config.serve)
     context, notes = _try_learning(config, remarks=True)
     count = sum(weight.numel() for weight in context.start.weights.values())
@@ -346,9 +417,15 @@ def check_all(config: Config, report: Callable[[str, str], None]) -> None:
     report("history", store)
     report("archive", check_archive(config.history, RunFiles(Path(config.run.path)).history))
     shown: list[tuple[str, str]] = []
-    sources, offered_task = check_sources(
-        config, make_trial(config, context), lambda what, state: shown.append((what, state))
-    )
+    offered: list[Task] = []
+    try_task = make_trial(config, context)
+
+    def try_and_keep(task: Task) -> None:
+        if try_task is not None:
+            try_task(task)
+        offered.append(task)
+
+    sources, offered_task = check_sources(config, try_and_keep, lambda what, state: shown.append((what, state)))
     report("sources", sources)
     for what, state in shown:
         report(what, state)
@@ -357,3 +434,5 @@ def check_all(config: Config, report: Callable[[str, str], None]) -> None:
         check_real_task(config, context, task)
     report("memory", format_memory(config, context, task))
     report("port", check_port(config))
+    if compiles:
+        compile_programs(config, [*offered, *([stored_task] if stored_task is not None else [])], report)

@@ -458,8 +458,10 @@ class Autotuner:
 
     def _use_known(self, choice: PlanChoice, traced: Traced, folder: Path | Programs) -> bool:
         """Use a program that was compiled before; return whether there is one, or it is known to be of no use."""
-        refusal = traced.explain_wrong() or find_refusal(folder, traced.digest)
-        if refusal is not None:
+        refusal, wrong = find_refusal(folder, traced.digest), traced.explain_wrong()
+        if refusal is None and wrong is not None:
+            refuse_program(folder, traced.digest, wrong)
+        if refusal := refusal or wrong:
             log.info("its program is not compiled: %s; keeping batching mode %s", refusal, choice.plan.batching)
             return True
         program = load_program(folder, traced.digest)

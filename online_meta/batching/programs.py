@@ -139,6 +139,12 @@ def _take_from_cache(programs: Programs, digest: str) -> bool:
     return True
 
 
+def compiled_at(folder: Path, digest: str) -> float | None:
+    """Return when the program with ``digest`` was compiled, in seconds since 1970; None if its folder does not say."""
+    record = _read_record(folder, digest)
+    return record.at if record is not None and record.sha256 else None
+
+
 def _is_intact(path: Path, record: ProgramRecord, content: bytes) -> bool:
     if record.processor != name_processor():
         log.warning("%s was compiled for another processor; it is compiled again", path)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import online_meta as om
 from online_meta.learners.ftml import FollowTheMetaLeader, build
 from online_meta.testing.learner_problems import STEPS, net, setup, stream, weights_of
 from online_meta.types import Engine
+from trainers.loop.batching_plan import select_plans
 from trainers.settings import EngineSettings, MetaSettings, ModelSettings, TrainerSettings
 
 ROUNDS, STEPS_PER_ROUND, BATCH = 10, 2, 5
@@ -80,3 +82,11 @@ def play(one: FollowTheMetaLeader, rounds: range = range(ROUNDS)) -> list[tuple[
         one.score(task)
         reports += [tuple(report) for report in one.learn(task).steps]
     return reports
+
+
+def follow_plans(one: FollowTheMetaLeader, world: int) -> None:
+    """Let a learner follow the plans that deterministic ranks choose for recorded programs."""
+    made = settings(CASES["maml"], "deepspeed", deterministic=True, batching="traced")
+    selector = select_plans(made, {"ftml": one}, Path("programs"), world)
+    selector.follow(selector.find({}, [single(next(iter(stream(1))))]))
+    assert [(plan.batching, plan.tasks) for plan in one.task_sum.plans.values()] == [("traced", 1)]

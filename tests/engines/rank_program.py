@@ -12,7 +12,7 @@ import trainers.engines.deepspeed
 import trainers.engines.local
 from online_meta.meta_optimizer import flatten_meta
 from online_meta.replay import ReplaySample
-from tests.engines.cases import CASES, learner, play, settings
+from tests.engines.cases import CASES, follow_plans, learner, play, settings
 from trainers.distributed.process_group import join_process_group
 from trainers.settings import EngineSettings
 
@@ -79,6 +79,14 @@ def in_order(folder: Path, rank: int) -> None:
         for stage in STAGES:
             one = sharded(CASES["maml"], stage, deterministic=deterministic, batching="loop")
             save_results(folder, f"{deterministic}, stage {stage}", rank, one, play(one))
+
+
+def in_order_recorded(folder: Path, rank: int) -> None:
+    """Follow the plans that deterministic ranks choose."""
+    for stage in (0, 3):
+        one = sharded(CASES["maml"], stage, deterministic=True, batching="traced")
+        follow_plans(one, one.engine.world)
+        save_results(folder, f"recorded, stage {stage}", rank, one, play(one))
 
 
 def starts_nothing(folder: Path, rank: int) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import trainers.engines.local
 from online_meta.testing.learner_problems import frozen
-from tests.engines.cases import CASES, STEPS_PER_ROUND, learner, play, settings
+from tests.engines.cases import CASES, STEPS_PER_ROUND, follow_plans, learner, play, settings
 from tests.engines.rank_program import HALF, STAGES
 from tests.support.launch_ranks import ROOT, places, run_ranks, start_ranks
 
@@ -136,6 +136,23 @@ def test_deterministic_ranks_learn_the_same_bits_for_any_number_of_ranks(tmp_pat
                 assert frozen(load_file(folder / f"True, stage {stage}-{rank}.safetensors")) == bits, (world, stage)
             others.add(str(frozen(load_file(folder / f"False, stage {stage}-0.safetensors"))))
     assert len(others) > 1
+
+
+def test_deterministic_ranks_that_follow_recorded_programs_learn_the_same_bits(tmp_path):
+    """Each rank computes one task at a time, whatever number of tasks falls to it."""
+    right, loop = alone("maml"), alone("maml")
+    follow_plans(right, 1)
+    play(right)
+    play(loop)
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        run_ranks("in_order_recorded", folder, world)
+        for stage in (0, 3):
+            for rank in range(world):
+                found = load_file(folder / f"recorded, stage {stage}-{rank}.safetensors")
+                assert frozen(found) == frozen(right.save()), (world, stage)
+    assert_near(right.save(), loop.save())
 
 
 def test_the_optimizer_state_can_be_offloaded_to_host_memory_and_resumed():

@@ -184,10 +184,10 @@ def check(settings: EngineSettings) -> None:
     missing = [name for name in ("deepspeed", "psutil") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"{INSTALL_HINT} ({', '.join(missing)})")
-    if settings.deterministic and settings.batching != "loop":
+    if settings.deterministic and settings.batching not in ("loop", "traced", "compiled"):
         raise ValueError(
             f"batching = {settings.batching!r} with deterministic = true: the order of the sum would depend on the "
-            "number of ranks; set batching = 'loop'"
+            "number of ranks; set batching = 'traced' or 'compiled', which then compute one task at a time, or 'loop'"
         )
     _check_machines(settings)
     if settings.device.startswith("cuda") and settings.processes > torch.cuda.device_count():

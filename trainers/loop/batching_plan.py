@@ -15,7 +15,8 @@ from online_meta.types import Learner, Task
 from trainers.build import share_programs
 from trainers.distributed.ranks import RankGroup
 from trainers.journal.plans import ExecutionPlans
-from trainers.settings import EngineSettings
+from trainers.learner_settings import list_learners, override_settings
+from trainers.settings import EngineSettings, TrainerSettings
 
 log = logging.getLogger(__name__)
 
@@ -158,3 +159,20 @@ class PlanSelector:
         """Stop all compilations."""
         for tuner in self._tuners.values():
             tuner.close()
+
+
+def select_plans(
+    settings: TrainerSettings,
+    learners: Mapping[str, Learner],
+    programs: Path,
+    world: int,
+    measure_after: float = MEASURE_AFTER_SECONDS,
+) -> PlanSelector:
+    """Return the selector of plans for the number of tasks that each of ``world`` ranks sums in a meta-step.
+
+    Deterministic ranks have programs for one task: what is computed next to a task may change its bits.
+    """
+    own = {one.name: override_settings(settings, one).meta for one in list_learners(settings)}
+    batches = {name: 1 if settings.engine.deterministic else -(-meta.batch // world) for name, meta in own.items()}
+    steps = {name: meta.steps_per_round for name, meta in own.items()}
+    return PlanSelector(learners, settings.engine, batches, programs, measure_after, steps)

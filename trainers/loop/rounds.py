@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -18,7 +17,7 @@ import torch
 from online_meta.batches import count_samples
 from online_meta.batching.autotune import MEASURE_AFTER_SECONDS
 from online_meta.batching.failures import TaskFailures, is_task_failure
-from online_meta.types import Learned, Learner, Score, Task
+from online_meta.types import Learned, Score, Task
 from streams.atomic_files import replace_file
 from streams.history.history import History
 from streams.history.predictions import read_stored_answer
@@ -40,9 +39,8 @@ from trainers.journal.journal import (
 from trainers.journal.plans import execution_plans_from_json, execution_plans_to_json
 from trainers.journal.round_records import SupportSizes, make_round_records, read_content
 from trainers.journal.run_files import RunFiles
-from trainers.learner_settings import list_learners, override_settings
 from trainers.loop.async_checkpoint import BackgroundTask
-from trainers.loop.batching_plan import PlanSelector
+from trainers.loop.batching_plan import select_plans
 from trainers.loop.recovery import (
     adopt_decision,
     find_restart,
@@ -139,7 +137,7 @@ def open_run(
         SettingsChanged: if the run was begun with settings that lead to other parameters.
         CheckpointError: if all checkpoints are damaged, or lines of rounds before the checkpoint are missing.
     """
-    _configure_torch(settings.engine.threads)
+    configure_torch(settings.engine.threads)
     reopen = partial(open_run, settings, files, history, measure_after, rank_group, heartbeat)
     kind, rank_group = settings.engine.kind if rank_group else LOCAL, rank_group or SINGLE_PROCESS
     restored, rank_stats = find_restart(settings, files, rank_group), RankStats()
@@ -161,7 +159,7 @@ def open_run(
         learners=learners,
         answering=find_answering_learner(settings, learners),
         buffer=buffer,
-        plan_selector=_make_selector(settings, learners, files, rank_group, measure_after),
+        plan_selector=select_plans(settings, learners, files.programs, rank_group.world, measure_after),
         rank_group=timed_group,
         rank_stats=rank_stats,
         checkpoint_task=BackgroundTask("checkpoint"),
@@ -176,21 +174,8 @@ def open_run(
     )
 
 
-def _make_selector(
-    settings: TrainerSettings,
-    learners: Mapping[str, Learner],
-    files: RunFiles,
-    rank_group: RankGroup,
-    measure_after: float,
-) -> PlanSelector:
-    """Return the selector of plans for the largest number of tasks that one rank sums in a meta-step of a learner."""
-    own = {one.name: override_settings(settings, one).meta for one in list_learners(settings)}
-    batches = {name: -(-meta.batch // rank_group.world) for name, meta in own.items()}
-    steps = {name: meta.steps_per_round for name, meta in own.items()}
-    return PlanSelector(learners, settings.engine, batches, files.programs, measure_after, steps)
-
-
-def _configure_torch(threads: int) -> None:
+def configure_torch(threads: int) -> None:
+    """Let torch compute with so many threads, and with algorithms whose bits do not depend on chance."""
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # It would only cost time.
