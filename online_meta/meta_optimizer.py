@@ -1,5 +1,6 @@
 """Step meta-parameters with a torch optimizer: the single-process ``Engine``."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -111,6 +112,8 @@ class MetaOptimizer:
         self._packing = plan_packing(parameters)
         self._buffers = [buffer.clone() for buffer in self._packing.join(parameters)]
         self._meta = unflatten_meta(self._packing.split(self._buffers))
+        self._grads: list[Tensor] | None = None
+        self._grad_views: Params = {}
         self._name, self._clip_norm, self._lr = name, clip_norm, lr
 
     @cached_property
@@ -125,15 +128,26 @@ class MetaOptimizer:
     @outside_inference_mode
     def apply(self, sums: MetaGrad, weight: float) -> StepReport:
         """Make one step with the gradient ``sums`` / ``weight``; report its norm before clipping."""
-        joined = self._packing.join(flatten_meta(sums.grads))
+        joined = self._join(flatten_meta(sums.grads))
         grads, report = average_and_clip(joined, sums.loss, weight, self._clip_norm)
         if report.skipped is None:
             for buffer, grad in zip(self._buffers, grads, strict=True):
                 buffer.grad = grad
             set_lr(self._optimizer, self._lr * self.lr_scale)
-            self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                # Without what torch wraps around it for profilers and its compiler: that takes as long as a small step.
+                inspect.unwrap(type(self._optimizer).step)(self._optimizer)
+            for buffer in self._buffers:
+                buffer.grad = None
         return report
+
+    def _join(self, grads: Params) -> list[Tensor]:
+        """Return the flat buffers of gradients, which the next call writes to."""
+        if self._grads is None:
+            self._grads = [torch.zeros_like(buffer) for buffer in self._buffers]
+            self._grad_views = self._packing.split(self._grads)
+        torch._foreach_copy_([*self._grad_views.values()], [grads[name].detach() for name in self._grad_views])
+        return self._grads
 
     def save(self, keep: TensorFilter | None = None) -> Params:
         """Return CPU copies of parameters (``weights.*`` and ``rule.*``) and optimizer state (``optimizer.*``)."""

@@ -127,7 +127,21 @@ def _call_key(node: Node) -> Any:
     return node.target, frozen(node.args), tuple((name, frozen(value)) for name, value in sorted(node.kwargs.items()))
 
 
-RECORD_AFTER_SECONDS = 0.2
+def _skip_views(graph: Graph) -> None:
+    """Remove pairs of views of which the second undoes the first: transpositions, and the only row of a dimension."""
+    aten = torch.ops.aten
+    for node in graph.nodes:
+        inner = node.args[0] if node.args else None
+        if not isinstance(inner, Node):
+            continue
+        transposed = node.target is aten.t.default and inner.target is aten.t.default
+        row = node.target is aten.select.int and inner.target is aten.unsqueeze.default
+        if transposed or (row and node.args[1:] == (inner.args[1], 0)):
+            node.replace_all_uses_with(inner.args[0])
+    graph.eliminate_dead_code()
+
+
+RECORD_AFTER_SECONDS = 0.1
 """A function is recorded for a kind of arguments after as much time in it: about the time that recording takes."""
 
 SLOW_SECONDS = 0.05
@@ -234,6 +248,8 @@ class Recorder(Generic[Arguments, Result]):
         try:
             with torch.no_grad():
                 graph = record_operations(program, tuple(leaf.detach().clone() for leaf in leaves))
+                _skip_views(graph.graph)
+                graph.recompile()
         except Exception as error:  # The function's Python code may depend on values; it is called then as before.
             log.debug("not recorded: %s: %s", type(error).__name__, error)
             return None

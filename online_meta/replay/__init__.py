@@ -88,8 +88,8 @@ def sample_uniformly(rounds: Sequence[int] | NDArray[np.int64], count: int, rand
         return [int(round) for round in rounds]
     # Redrawing duplicates needs O(count) memory; a permutation would need O(len(rounds)).
     chosen: dict[int, None] = {}
-    while len(chosen) < count:
-        chosen.setdefault(int(random.integers(len(rounds))))
+    while len(chosen) < count:  # Numbers drawn together are those that would be drawn one by one.
+        chosen |= dict.fromkeys(random.integers(len(rounds), size=count - len(chosen)).tolist())
     return [int(rounds[index]) for index in chosen]
 
 

@@ -5,8 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
-from torch.utils._pytree import tree_leaves
+import numpy as np
+from torch import Tensor
 
+from online_meta.functional.recording import flatten
 from online_meta.learners.pool import PoolFigures
 from online_meta.regret.ledger import LOSS_CAP, charge_for, is_finite_loss
 from online_meta.regret.scoring import points_needed
@@ -61,10 +63,20 @@ def read_content(task: Task) -> TaskContent:
 
 
 def _sample_digests(batch: Batch) -> list[bytes]:
-    parts = [part.detach().cpu().contiguous().numpy() for part in tree_leaves(batch)]
+    leaves: list[Tensor] = []
+    flatten(batch, leaves)
+    parts = [part.detach().cpu().contiguous().numpy() for part in leaves]
     layout = "".join(f"{part.dtype}{part.shape[1:]}" for part in parts).encode()
-    samples = zip(*parts, strict=True)
-    return [blake2b(layout + b"".join(p.tobytes() for p in one), digest_size=16).digest() for one in samples]
+    if not len(parts[0]):
+        return []
+    rows = np.concatenate([part.reshape(len(part), -1).view(np.uint8) for part in parts], axis=1)
+    start = blake2b(layout, digest_size=16)
+    found = []
+    for row in rows:
+        one = start.copy()
+        one.update(row)
+        found.append(one.digest())
+    return found
 
 
 SECONDS_SPENT = "seconds_by_learner"

@@ -329,6 +329,7 @@ def play_update(run: Run, available: int, may_wait: bool = False) -> None:
             commit_rounds(run.journal)
         return
     new_rounds = range(run.round, run.round + update.rounds)
+    run.buffer.read_ahead(range(run.round, run.round + available))
     run.buffer.distribute([new_rounds] * run.rank_group.world)
     tasks: list[Task] = [run.buffer[round] for round in new_rounds]
     start_time, spent = time.monotonic(), dict.fromkeys(run.learners, 0.0)

@@ -1,5 +1,6 @@
 """Read past tasks from the durable history to the trainer's device, and prefetch them."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from online_meta.replay._task_stacks import TaskStack
 from online_meta.types import Task
 from streams.formats.wire import decode_payload
 from streams.history.archive_index import list_forgotten
+from streams.history.errors import HistoryError
 from streams.history.history import History
 from streams.history.retention import RetainedRounds, last_decision, retained_rounds
 from trainers.distributed.ranks import SINGLE_PROCESS, RankGroup
@@ -153,6 +155,7 @@ class HistoryBuffer:
         self._prefetcher = None if history is None else TaskPrefetcher(history)
         self._stack, self._has_all = TaskStack(STACK_BYTES), False
         self.waited_seconds = 0.0
+        self._ahead: dict[int, Task] = {}
         self._decided, self._sample = 0, np.array([], np.int64)
         self._excluded = np.array([] if history is None else list_forgotten(history.query), np.int64)
 
@@ -184,7 +187,18 @@ class HistoryBuffer:
     def _read(self, round: int) -> Task:
         if self._history is None or self._prefetcher is None:
             return self._received[round]
-        return self._prefetcher.take(round) or self._history.tasks([round])[0]
+        return self._ahead.pop(round, None) or self._prefetcher.take(round) or self._history.tasks([round])[0]
+
+    def read_ahead(self, rounds: range) -> None:
+        """Read the tasks of new rounds that come next, a few at once; nothing is read twice."""
+        if self._history is None or not rounds or rounds.start in self._ahead:
+            return
+        start_time = time.perf_counter()
+        self._ahead = {}
+        with contextlib.suppress(HistoryError, OSError):  # Reading the round that cannot be read reports the error.
+            tasks = self._history.tasks(rounds[:_TASKS_PER_READ])
+            self._ahead = dict(zip(rounds, tasks, strict=False))
+        self.waited_seconds += time.perf_counter() - start_time
 
     def prefetch(self, reader: Hashable, rounds: Iterable[int]) -> None:
         """Prefetch the rounds that ``reader`` will need next, in this order.
