@@ -106,14 +106,14 @@ def test_a_run_without_new_rounds_publishes_its_leader_and_writes_no_checkpoint(
 
 
 class StoppingHistory(History):
-    """A history that sets the stop event when round 4 is read."""
+    """A history that sets the stop event when round 4 is recorded."""
 
     stop = Event()
 
-    def payloads(self, rounds):
-        if 4 in rounds:
+    def entry(self, round):
+        if round == 4:
             self.stop.set()
-        return super().payloads(rounds)
+        return super().entry(round)
 
 
 def test_a_stop_during_a_round_finishes_it_and_writes_a_checkpoint(tmp_path, history):

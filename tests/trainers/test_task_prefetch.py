@@ -142,3 +142,32 @@ def test_the_prefetch_thread_ends_with_close(history: ObservedHistory) -> None:
     reading.prefetch("me", [2])
     assert threads() == []
     assert reading.take(2) is None
+
+
+def test_new_rounds_are_read_a_few_at_once_and_never_twice(history: ObservedHistory, buffer: HistoryBuffer) -> None:
+    for round in range(ROUNDS):
+        buffer.read_ahead(range(round, ROUNDS))
+        assert same(buffer[round], History.tasks(history, [round])[0])
+    assert history.read == [*range(ROUNDS)]
+    assert len(history.reads) <= 7, "the first one alone, then eight at a time"
+    buffer.read_ahead(range(3, ROUNDS))
+    assert same(buffer[3], History.tasks(history, [3])[0]), "after a rollback"
+
+
+def test_fewer_large_tasks_are_read_at_once(
+    history: ObservedHistory, buffer: HistoryBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_prefetch, "MAX_BYTES", 3 * sum(part.nbytes for batch in history[0] for part in batch))
+    for round in range(7):
+        buffer.read_ahead(range(round, ROUNDS))
+        buffer[round]
+    assert history.reads == [[0], [1, 2, 3], [4, 5, 6]]
+
+
+def test_a_round_that_cannot_be_read_ahead_fails_where_it_is_requested(
+    history: ObservedHistory, buffer: HistoryBuffer
+) -> None:
+    history.fault = HistoryDamaged("round 0 is damaged")
+    buffer.read_ahead(range(ROUNDS))
+    with pytest.raises(HistoryDamaged, match="round 0"):
+        buffer[0]

@@ -133,7 +133,11 @@ class TaskPrefetcher:
 
     def _bytes(self) -> int:
         tasks = (slot.task for slots in self._slots.values() for slot in slots.values())
-        return sum(tensor.nbytes for task in tasks if task is not None for tensor in tree_leaves(task))
+        return sum(_count_bytes(task) for task in tasks if task is not None)
+
+
+def _count_bytes(task: Task) -> int:
+    return sum(tensor.nbytes for tensor in tree_leaves(task))
 
 
 class HistoryBuffer:
@@ -156,6 +160,7 @@ class HistoryBuffer:
         self._stack, self._has_all = TaskStack(STACK_BYTES), False
         self.waited_seconds = 0.0
         self._ahead: dict[int, Task] = {}
+        self._task_bytes = MAX_BYTES  # Of the largest new task that was read last; at first one task is read.
         self._decided, self._sample = 0, np.array([], np.int64)
         self._excluded = np.array([] if history is None else list_forgotten(history.query), np.int64)
 
@@ -190,14 +195,14 @@ class HistoryBuffer:
         return self._ahead.pop(round, None) or self._prefetcher.take(round) or self._history.tasks([round])[0]
 
     def read_ahead(self, rounds: range) -> None:
-        """Read the tasks of new rounds that come next, a few at once; nothing is read twice."""
+        """Read the tasks of new rounds that come next, a few at once; their number is bounded by their size."""
         if self._history is None or not rounds or rounds.start in self._ahead:
             return
-        start_time = time.perf_counter()
-        self._ahead = {}
+        start_time, self._ahead = time.perf_counter(), {}
+        chosen = rounds[: min(_TASKS_PER_READ, max(1, MAX_BYTES // self._task_bytes))]
         with contextlib.suppress(HistoryError, OSError):  # Reading the round that cannot be read reports the error.
-            tasks = self._history.tasks(rounds[:_TASKS_PER_READ])
-            self._ahead = dict(zip(rounds, tasks, strict=False))
+            self._ahead = dict(zip(chosen, self._history.tasks(chosen), strict=True))
+            self._task_bytes = max(1, *map(_count_bytes, self._ahead.values()))
         self.waited_seconds += time.perf_counter() - start_time
 
     def prefetch(self, reader: Hashable, rounds: Iterable[int]) -> None:
