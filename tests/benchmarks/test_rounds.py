@@ -160,22 +160,23 @@ def test_a_process_that_fails_is_named_by_its_last_line():
 
 
 def test_the_page_has_all_figures_and_says_what_failed(monkeypatch, tmp_path):
-    def fail(setting):
+    def fail(goal, setting):
         raise RuntimeError("no JAX")
 
-    def pass_by(setting):
+    def pass_by(goal, setting):
         setting.log("half")
         seconds = {"ours": [0.002, 0.004], "JAX": [0.001, 0.001]}
         starts = {name: {"wall": 2.0, "rounds": [0.5, 0.25]} for name in seconds}
-        return {**compare_turns("Rounds", ["Equal."], seconds, "ours / JAX", 2.0), "starts": starts, "game": "k1"}
+        return {**compare_turns("Rounds", ["Equal."], seconds, "ours / JAX", goal), "starts": starts, "game": "k1"}
 
-    monkeypatch.setattr(program, "PARTS", {"first": fail, "second": pass_by})
+    monkeypatch.setattr(program, "PARTS", {"first": (1.5, fail), "second": (2.0, pass_by)})
     monkeypatch.setattr(program, "bind_to_one_core", lambda: None)
     done = CliRunner().invoke(program.main, ["--quick", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     page = (tmp_path / "bench_rounds.md").read_text()
     assert page in done.output
     assert "Not measured: RuntimeError: no JAX." in page
+    assert "| first | - | - | at most 1.5 | not measured |" in page
     assert "| ours / JAX | 3 | 33% | at most 2 | **falls short**: 1.50 times the goal |" in page
     assert "| ours | 3 ms | 33% |" in page
     assert {line.count("|") for line in page.splitlines() if line.startswith("|")} == {4, 6}

@@ -13,7 +13,7 @@ import click
 import torch
 
 from streams.atomic_files import replace_file
-from tests.benchmarks.rounds.page import draw, render
+from tests.benchmarks.rounds.page import Figure, draw, render
 from tests.benchmarks.rounds.parts import (
     GAMES,
     QUICK,
@@ -32,17 +32,17 @@ from tests.benchmarks.surroundings import bind_to_one_core, describe_machine, re
 
 NAME = "bench_rounds"
 RANKS = "ranks"
-PARTS: dict[str, Callable[[Setting], Part]] = {
-    RANKS: partial(measure_ranks, 0.6),
-    "rounds_k1": partial(measure_rounds, "k1", 1.3),
-    "rounds_k5": partial(measure_rounds, "k5", 0.8),
-    "pool_k1": partial(measure_pool, "sinusoid", GAMES["k1"], TITLES["k1"], 3.0),
-    "pool_k5": partial(measure_pool, "sinusoid", GAMES["k5"], TITLES["k5"], 3.0),
-    "pool_conv4": partial(measure_pool, "conv4", (), "Conv4, 5-way 1-shot", 1.2),
-    "first_k1": partial(measure_first_rounds, "k1", 2.5),
-    "first_k5": partial(measure_first_rounds, "k5", 4.0),
-    "late": partial(measure_late_rounds, 1.1),
-    "sizes": partial(measure_sizes, 1.5),
+PARTS: dict[str, tuple[float, Callable[[float, Setting], Part]]] = {
+    RANKS: (0.6, measure_ranks),
+    "rounds_k1": (1.3, partial(measure_rounds, "k1")),
+    "rounds_k5": (0.8, partial(measure_rounds, "k5")),
+    "pool_k1": (3.0, partial(measure_pool, "sinusoid", GAMES["k1"], TITLES["k1"])),
+    "pool_k5": (3.0, partial(measure_pool, "sinusoid", GAMES["k5"], TITLES["k5"])),
+    "pool_conv4": (1.2, partial(measure_pool, "conv4", (), "Conv4, 5-way 1-shot")),
+    "first_k1": (2.5, partial(measure_first_rounds, "k1")),
+    "first_k5": (4.0, partial(measure_first_rounds, "k5")),
+    "late": (1.1, measure_late_rounds),
+    "sizes": (1.5, measure_sizes),
 }
 """The parts with their goals. Ranks have several cores and come first; the others are bound to one."""
 OWN_PYTHON = Path(".venv/bin/python")
@@ -56,11 +56,13 @@ def measure(name: str, scale: Scale, python: str) -> Part:
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="bench-rounds-") as folder:
         setting = Setting(scale, Path(folder), lambda what: _log(f"{name}: {what}"), python)
+        goal, function = PARTS[name]
         try:
-            return PARTS[name](setting)
+            return function(goal, setting)
         except Exception as error:  # An error of one part does not stop the others.
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            return {"title": name, "about": [f"Not measured: {reason}."], "rows": [], "figures": []}
+            figures = [Figure(name, None, goal, at_least=name == RANKS)._asdict()]
+            return {"title": name, "about": [f"Not measured: {reason}."], "rows": [], "figures": figures}
 
 
 @click.command()
