@@ -90,12 +90,12 @@ def load_program(place: Path | Programs, digest: str) -> Program | None:
         return None
     path = package_path(programs.folder, digest)
     try:
-        compiled: Any = torch._inductor.aoti_load_package(str(path))
+        # ``torch._inductor.aoti_load_package`` does this, and imports and starts compilers, which takes seconds.
+        loader: Any = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
     except RuntimeError as error:
         log.warning("%s cannot be loaded and is compiled again: %s", path, str(error).partition("\n")[0])
         return None
-    run = compiled.loader.boxed_run  # The model itself would parse its description at each call.
-    return lambda *leaves: tuple(run([*leaves]))
+    return lambda *leaves: tuple(loader.boxed_run([*leaves]))
 
 
 def has_program(place: Path | Programs, digest: str) -> bool:
