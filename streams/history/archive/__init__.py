@@ -35,7 +35,7 @@ class BlobStore(Protocol):
         """Return the content of a file that is not empty, for a while; raises ``FileNotFoundError``."""
 
     def sync(self, path: str) -> None:
-        """Make everything that was written below ``path`` durable."""
+        """Make the file ``path``, or everything that was written below it, durable."""
 
     def put(self, path: str, data: bytes) -> None:
         """Write a small file durably and atomically: readers see the old file or the new one."""

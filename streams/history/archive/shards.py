@@ -5,7 +5,8 @@ Zarr's own writer takes two to three times as long, and its files have to be rea
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -15,8 +16,13 @@ from numpy.typing import NDArray
 
 from streams.history.archive import BlobStore, FileChecksum
 
-ZSTD_LEVEL = 1
-"""The level of zstd; higher levels hardly compress tensors further, and negative ones do not compress floats at all."""
+ZSTD_LEVEL, FAST_LEVEL = 1, -1
+"""The levels of zstd. Higher ones hardly compress tensors further. The fast one stores random floats as they are, seven
+times as fast. It makes tensors that can be compressed some 10 % larger, and is as fast on them."""
+SMALL_GAIN = 0.1
+"""If ``ZSTD_LEVEL`` makes the first chunk smaller by a lesser share, the array is not worth the time."""
+SYNC_BYTES = 1024 * 1024
+"""A larger shard is synced while the next one is packed."""
 CHUNK_BYTES = 256 * 1024
 """The size of an inner chunk; small, so that reading one task does not read many others."""
 CHUNKS_AT_ONCE = 8
@@ -36,11 +42,13 @@ class ArrayFiles(NamedTuple):
         name: of the array.
         values: the array.
         chunk: the rows of an inner chunk.
+        level: of zstd.
     """
 
     name: str
     values: NDArray[Any]
     chunk: int
+    level: int = ZSTD_LEVEL
 
     @property
     def metadata_path(self) -> str:
@@ -65,7 +73,12 @@ def lay_out(name: str, values: NDArray[Any]) -> ArrayFiles:
     """Return the files of an array."""
     rows = max(1, len(values))
     chunk = min(rows, max(1, CHUNK_BYTES // max(1, values[:1].nbytes)))
-    return ArrayFiles(name, values.astype(values.dtype.newbyteorder("<"), copy=False), chunk)
+    files = ArrayFiles(name, values.astype(values.dtype.newbyteorder("<"), copy=False), chunk)
+    if rows <= chunk:
+        return files
+    first = next(files.chunks())
+    worth = len(_pack_chunk(first, ZSTD_LEVEL)) < (1 - SMALL_GAIN) * len(first)
+    return files if worth else files._replace(level=FAST_LEVEL)
 
 
 def describe_group(attributes: Mapping[str, Any]) -> bytes:
@@ -77,7 +90,7 @@ def describe_array(files: ArrayFiles) -> bytes:
     """Return the content of zarr.json of an array."""
     values, row_shape = files.values, [max(1, size) for size in files.values.shape[1:]]
     order = {"name": "bytes", **({"configuration": {"endian": "little"}} if values.dtype.itemsize > 1 else {})}
-    zstd = {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}
+    zstd = {"name": "zstd", "configuration": {"level": files.level, "checksum": False}}
     checksum = {"name": "crc32c"}
     sharding = {
         "chunk_shape": [files.chunk, *row_shape],
@@ -127,11 +140,14 @@ def write_group(
     texts = {"zarr.json": describe_group(attributes)}
     texts |= {files.metadata_path: describe_array(files) for files in laid_out}
     shards = {files.shard_path: files for files in laid_out if files.values.size}
+    synced = list[Future[None]]()
     with ThreadPoolExecutor(THREADS) as executor:  # They compress, wait for the disk and compare.
         found = {name: store.write(f"{path}/{name}", [text]) for name, text in texts.items()}
         for name, files in shards.items():
             found[name] = store.write(f"{path}/{name}", pack_shard(files, executor.map))
-        synced = executor.submit(store.sync, path)
+            if found[name].bytes > SYNC_BYTES:
+                synced.append(executor.submit(store.sync, f"{path}/{name}"))
+        synced.append(executor.submit(store.sync, path))
         for name, text in texts.items():
             with store.view(f"{path}/{name}") as content:
                 if bytes(content) != text:
@@ -139,7 +155,8 @@ def write_group(
         for name, files in shards.items():
             with store.view(f"{path}/{name}") as content:
                 check_shard(files, content, executor.map)
-        synced.result()
+        for one in synced:
+            one.result()
     return found
 
 
@@ -151,15 +168,15 @@ def pack_shard(files: ArrayFiles, map_chunks: Map = map) -> Iterator[bytes]:
         map_chunks: compresses the chunks, maybe several at a time.
     """
     spans, end = list[tuple[int, int]](), 0
-    for packed in map_chunks(_pack_chunk, files.chunks()):
+    for packed in map_chunks(partial(_pack_chunk, level=files.level), files.chunks()):
         spans.append((end, len(packed)))
         end += len(packed)
         yield packed
     yield _with_crc(np.array(spans, "<u8").tobytes())
 
 
-def _pack_chunk(chunk: memoryview) -> bytes:
-    return _with_crc(zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(chunk))
+def _pack_chunk(chunk: memoryview, level: int) -> bytes:
+    return _with_crc(zstandard.ZstdCompressor(level=level).compress(chunk))
 
 
 def _with_crc(data: bytes) -> bytes:

@@ -53,14 +53,13 @@ class FolderStore:
             yield memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     def sync(self, path: str) -> None:
-        """Fsync all files and folders below ``path``, several at a time, and then the folders above it."""
+        """Fsync a file, or all files and folders below ``path``, and the folders above it, several at a time."""
         top = self._root / path
-        with ThreadPoolExecutor(SYNC_THREADS) as executor:  # They share the commits of the file system's journal.
-            for _ in executor.map(sync_path, (top, *top.rglob("*"))):
-                pass
         above = top.parents
-        for parent in above[: above.index(self._root.parent) + 1]:
-            sync_path(parent)
+        paths = (top, *top.rglob("*"), *above[: above.index(self._root.parent) + 1])
+        with ThreadPoolExecutor(SYNC_THREADS) as executor:  # They share the commits of the file system's journal.
+            for _ in executor.map(sync_path, paths):
+                pass
 
     def put(self, path: str, data: bytes) -> None:
         """Write a file under a temporary name, fsync it and rename it."""

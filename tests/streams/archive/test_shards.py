@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from streams.history.archive import shards
-from streams.history.archive.shards import ZSTD_LEVEL, check_shard, describe_array, lay_out, pack_shard
+from streams.history.archive.shards import FAST_LEVEL, ZSTD_LEVEL, check_shard, describe_array, lay_out, pack_shard
 
 RANDOM = np.random.default_rng(0)
 ARRAYS: dict[str, NDArray[np.generic]] = {
@@ -58,10 +58,16 @@ def test_zarr_reads_what_was_written_and_describes_it_in_the_same_words(tmp_path
         dtype=files.values.dtype,
         chunks=(files.chunk, *row_shape),
         shards=(rows, *row_shape),
-        compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
+        compressors=[ZstdCodec(level=files.level), Crc32cCodec()],
     )
     own = json.loads((tmp_path / "own" / "a" / "zarr.json").read_bytes())
     assert json.loads(describe_array(files)) == own
+
+
+def test_only_what_hardly_shrinks_is_packed_the_fast_way() -> None:
+    levels = {name: lay_out("a", values).level for name, values in ARRAYS.items()}
+    assert (levels["floats"], levels["bytes"]) == (FAST_LEVEL, FAST_LEVEL)
+    assert (levels["zeros"], levels["a whole number of chunks"], levels["one value"]) == (ZSTD_LEVEL,) * 3
 
 
 @pytest.mark.parametrize("name", ["floats", "rows", "booleans", "one value"])
