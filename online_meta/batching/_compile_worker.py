@@ -20,6 +20,7 @@ def main(source: Path, target: Path, threads: int) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     os.nice(10)  # Lower priority than training and the comparator: what is compiled is needed later.
     torch.set_num_threads(threads)
+    torch._inductor.config.compile_threads = 1
     part = target.with_name(f"{target.stem}.{os.getpid()}.part.pt2")
     try:
         torch._inductor.aoti_compile_and_package(export(source), package_path=str(part))

@@ -31,6 +31,7 @@ from online_meta.batching.programs import (
     load_program,
     lock_compiler,
     package_path,
+    record_path,
 )
 from online_meta.functional.recording import flatten, record_operations, unflatten
 from online_meta.types import Meta, MetaGrad, Task
@@ -180,6 +181,7 @@ class Compilation:
     def _start(self, traced: Traced, folder: Path, should_continue: Callable[[], bool]) -> None:
         for leftover in folder.glob(f"{traced.digest}.*.part.pt2"):  # by one that was killed
             leftover.unlink()
+        record_path(folder, traced.digest).unlink(missing_ok=True)  # It is that of an earlier package.
         self.digest = traced.digest
         self._folder = folder
         self._source = folder / f"{traced.digest}.source"

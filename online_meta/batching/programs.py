@@ -179,7 +179,9 @@ def find_exposure(folder: Path, private: bool = False) -> str | None:
     return None
 
 
-_warned: dict[Path, str] = {}
+@cache
+def _warn_once(folder: Path, problem: str) -> None:
+    log.warning("no compiled program is taken from the cache or kept there: %s %s", folder, problem)
 
 
 def is_cache_usable(cache: Path) -> bool:
@@ -189,9 +191,8 @@ def is_cache_usable(cache: Path) -> bool:
         problem = find_exposure(cache, private=True)
     except OSError as error:
         problem = f"cannot be used: {error.strerror}"
-    if problem is not None and _warned.get(cache) != problem:
-        log.warning("no compiled program is taken from the cache or kept there: %s %s", cache, problem)
-        _warned[cache] = problem
+    if problem is not None:
+        _warn_once(cache, problem)
     return problem is None
 
 

@@ -1,12 +1,16 @@
 """``online-meta check --compile`` compiles the programs of a run before its first round."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from deploy.commands._programs import share_programs
+from deploy.config.config import read_config
 from tests.deploy.conftest import Cli
 from tests.support.compiler import Compiler
 from tests.support.daemon import write_sinusoid
+from trainers.settings import EngineSettings
 
 SOURCE = """
 [[source]]
@@ -35,6 +39,17 @@ def test_a_check_fills_the_cache_with_the_programs_of_the_run(cli: Cli, compiler
     (tmp_path / "other").mkdir(mode=0o700)
     cli("check", "--compile", config, *ALONE, "--set", f"engine.programs={tmp_path / 'other'}")
     assert compiler.count == 2
+
+
+def test_the_cache_is_in_the_folder_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = read_config(write_sinusoid(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert share_programs(config).engine.programs == str(tmp_path / "caches/online-meta/programs")
+    for home in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", home)
+        assert share_programs(config).engine.programs == str(Path.home() / ".cache/online-meta/programs")
+    for own in ("", "/mine"):
+        assert share_programs(replace(config, engine=EngineSettings(programs=own))).engine.programs == own
 
 
 def test_a_check_says_why_it_compiles_nothing(cli: Cli, compiler: Compiler, tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def test_a_program_that_is_not_what_was_compiled_is_compiled_again(
         (tmp_path / "two" / f"{plan.program}.pt2").write_bytes(b"other code")
         (cache / f"{plan.program}.pt2").unlink()
         assert load_program(Programs(tmp_path / "two", cache), plan.program) is None
+        assert (start(tmp_path / "two", cache)[1], compiler.count) == (plan, 3)
 
 
 @pytest.mark.parametrize("exposure", ["mode 0755", "symbolic link", "another user", "not a folder"])
