@@ -26,6 +26,9 @@ JAX_PROGRAM = "tests.benchmarks.rounds.jax_ftml"
 WARM_UP, WARM_UPS = 25, 4
 """Rounds before each wait for programs that are being compiled, and how often that is done before rounds are timed."""
 
+AT_ONCE = 0.0
+"""Programs are compiled as soon as their shapes recur, and not after seconds of computing: the rounds are few."""
+
 Turn = Callable[[int], float]
 """Plays further rounds, and returns the mean seconds of one."""
 Losses = list[tuple[float, float]]
@@ -67,7 +70,7 @@ class OurPlayer:
         self._files = RunFiles(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._history = History.open(history, write=False)
-        self.run = open_run(settings, self._files, self._history, rank_group=rank_group)
+        self.run = open_run(settings, self._files, self._history, AT_ONCE, rank_group)
         self.weights = {
             name: value.clone() for name, value in unpack_meta(self.run.answering.learner.state()).weights.items()
         }
