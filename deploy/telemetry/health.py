@@ -268,7 +268,7 @@ def _judge_comparators(facts: Facts) -> Check:
     behind = facts.rounds - (facts.compared or 0)
     if check.level == "ok" and facts.compared is not None and behind > 10 * facts.compared_every:
         evidence = f"the oldest comparison is {behind:,} rounds behind, and one is due every {facts.compared_every:,}"
-        advice = "The comparators are too slow: raise regret.every_rounds, or lower regret.hindsight_rounds."
+        advice = "The comparators are too slow: set regret.comparator_budget, such as 1, or lower the one that is set."
         return Check("comparators", "warn", evidence, advice)
     return check
 
