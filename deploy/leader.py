@@ -108,23 +108,29 @@ class Adapter:
     Args:
         settings: of the run.
         leader: file in which the trainer publishes what the run answers from.
+        record: whether answers are recorded as programs, which have the same bits and save most of the time of small
+            models; see ``AnsweringLearner.record``.
     """
 
-    def __init__(self, settings: TrainerSettings, leader: Path) -> None:
+    def __init__(self, settings: TrainerSettings, leader: Path, *, record: bool = False) -> None:
         """Build the learner once; each call reads its state from the file if it has changed.
 
         If answers share work that depends on the state alone, such as a fit to past rows, a thread reads the file and
         does this work. Until it is done, the leader before it answers; only the first one is waited for.
         """
         torch.set_num_threads(settings.engine.threads)
-        self.answering = build_answering_learner(settings, MemoryReplayBuffer())
-        self._settings, self._path = settings, leader
+        self._settings, self._path, self._record = settings, leader, record
+        self.answering = self._build(settings)
         self._lock = Lock()
         self._cached: tuple[int, Leader, AnsweringLearner] | None = None
         self._decisions: tuple[Decision, ...] = ()
         self._prepare: Callable[[State], None] | None = getattr(self.answering.learner, "prepare", None)
         if self._prepare is not None:
             Thread(target=_follow_leader, args=(ref(self),), name="follow-leader", daemon=True).start()
+
+    def _build(self, settings: TrainerSettings) -> AnsweringLearner:
+        answering = build_answering_learner(settings, MemoryReplayBuffer())
+        return answering.record() if self._record else answering
 
     def leader(self) -> Leader:
         """Return the newest leader; ``answering`` is then the learner that answers from it.
@@ -157,7 +163,7 @@ class Adapter:
                 newest = read_leader(self._path)
                 if newest.decisions != self._decisions:  # A race has changed who plays.
                     settings = obey_decisions(self._settings, newest.decisions)
-                    self.answering = build_answering_learner(settings, MemoryReplayBuffer())
+                    self.answering = self._build(settings)
                     self._prepare, self._decisions = getattr(self.answering.learner, "prepare", None), newest.decisions
                 if self._prepare is not None and newest.learner == self.answering.name:
                     self._prepare(newest.state)
@@ -314,7 +320,7 @@ def leader_of(config: Config, files: RunFiles, history: History | None) -> Leade
         ValueError: if the learner that answers does not believe in parameters.
     """
     adapter = Adapter(config.trainer(), files.leader)
-    name, learner, _ = _find_leading(adapter.answering)
+    name, learner = _find_leading(adapter.answering)[:2]
     start = learner.state()
     layout = {name: value.shape for name, value in start.items()}
     buffer = HistoryBuffer(history, torch.device("cpu"))
@@ -340,7 +346,7 @@ def leader_of(config: Config, files: RunFiles, history: History | None) -> Leade
         )
 
     def believe(state: State, support: Batch) -> Belief:
-        _, found, suffix = _find_leading(adapter.answering)  # A race can change the learner.
+        _, found, suffix, _ = _find_leading(adapter.answering)  # A race can change the learner.
         assert isinstance(found, BelievingLearner)
         return found.believe(state, support)[suffix]
 

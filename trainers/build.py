@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +13,16 @@ import online_meta.learners
 import trainers.engines
 from online_meta import registry
 from online_meta.aggregation._clipping import Clipping
+from online_meta.answers import Answers
 from online_meta.batching.failures import TaskFailures
 from online_meta.batching.programs import Programs
 from online_meta.functional.model import ModelLoss, model_loss
+from online_meta.functional.recording import Recorder
 from online_meta.inner import AnswerRule, Inner
-from online_meta.learners import LearnerContext, gather_single_process
+from online_meta.learners import FunctionalLearner, LearnerContext, gather_single_process
 from online_meta.learners.pool import Pool, choose_aggregation, find_mixing
 from online_meta.registry import import_by_path
+from online_meta.regret.scoring import ScoredLearner
 from online_meta.replay import ReplayPolicy, generator
 from online_meta.replay._task_draw import TaskDraw
 from online_meta.types import (
@@ -226,16 +230,45 @@ def _build_own_engine(
     return engine
 
 
+SLOW_ANSWER_SECONDS = 0.5
+"""An answer that takes longer is not recorded; one of many small steps may take as long as one of large operations."""
+
+
 class AnsweringLearner(NamedTuple):
-    """The learner that answers in a run: its ``name``, and the ``suffix`` of the answer, such as "@10"."""
+    """The learner that answers in a run: its ``name``, and the ``suffix`` of the answer, such as "@10".
+
+    ``recorded`` computes what the learner's ``answers`` does, to the bit; None to call these.
+    """
 
     name: str
     learner: Learner
     suffix: str
+    recorded: Answers | None = None
 
     def answer(self, state: State, support: Batch, x: Tensors) -> Prediction:
         """Return the prediction for ``x`` from a published state and a support set, as it is scored."""
-        return self.learner.answers(state, support, x)[self.suffix]
+        return (self.recorded or self.learner.answers)(state, support, x)[self.suffix]
+
+    def record(self) -> "AnsweringLearner":
+        """Return the same learner, whose answers are recorded as programs in the background; see ``Recorder``."""
+        return self._replace(recorded=record_answers(self.learner))
+
+
+def record_answers(learner: Learner) -> Answers:
+    """Return a learner's ``answers``, recorded as programs in the background; those that draw numbers are called."""
+    if isinstance(learner, Pool):
+        return partial(learner.mix_answers_of, {name: record_answers(one) for name, one in learner.experts.items()})
+    if isinstance(learner, FunctionalLearner):
+        return learner.answers if learner.draws_numbers() else _record_from_begin(learner)
+    if not isinstance(learner, ScoredLearner) or learner.draws_numbers():
+        return learner.answers
+    return Recorder(learner.answers, slow=SLOW_ANSWER_SECONDS, background=True)
+
+
+def _record_from_begin(learner: FunctionalLearner) -> Answers:
+    """Record what follows the beginning of an answer, which may be drawn."""
+    recorded = Recorder(learner.answers_from, slow=SLOW_ANSWER_SECONDS, background=True)
+    return lambda state, support, x: recorded(learner.begin(state, support), support, x)
 
 
 def build_answering_learner(settings: TrainerSettings, buffer: ReplayBuffer) -> AnsweringLearner:

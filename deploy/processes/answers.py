@@ -122,7 +122,7 @@ def describe_served(config: Config, leader: Path) -> bytes:
 def open_served(description: bytes) -> Served:
     """Return the branch that ``describe_served`` describes."""
     parts = json.loads(description)
-    adapter = Adapter(parse_settings(parts["settings"]), Path(parts["leader"]))
+    adapter = Adapter(parse_settings(parts["settings"]), Path(parts["leader"]), record=True)
     task = TypeAdapter(TaskSpec).validate_json(json.dumps(parts["task"]))
     limits = TypeAdapter(Limits).validate_json(json.dumps(parts["limits"]))
     return Served(adapter, task, limits)

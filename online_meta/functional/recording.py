@@ -200,6 +200,8 @@ class Recorder(Generic[Arguments, Result]):
         function: Callable[Arguments, Result],
         record_after: float | None = None,
         slow: float = SLOW_SECONDS,
+        *,
+        background: bool = False,
     ) -> None:
         """Start without records.
 
@@ -207,8 +209,10 @@ class Recorder(Generic[Arguments, Result]):
             function: to call.
             record_after: seconds in calls of a kind before it is recorded; None for ``RECORD_AFTER_SECONDS``.
             slow: seconds of a call above which nothing is recorded.
+            background: whether a thread of its own records, so that no call waits for it. PyTorch's recording replaces
+                functions of the whole process meanwhile: nothing else may be recorded or compiled at the same time.
         """
-        self._function, self._slow = function, slow
+        self._function, self._slow, self._background = function, slow, background
         self._record_after = RECORD_AFTER_SECONDS if record_after is None else record_after
         self._calls: dict[Any, _Calls] = {}
         self._records: dict[Any, _Recorded | None] = {}
@@ -246,8 +250,20 @@ class Recorder(Generic[Arguments, Result]):
         if calls.total >= self._record_after and len(self._calls) <= MOST_KINDS:
             with self._lock:
                 if kind not in self._records:
-                    self._records[kind] = None if calls.shortest > self._slow else self._record(args)
+                    self._records[kind] = None
+                    if calls.shortest <= self._slow:
+                        self._start_record(kind, args)
         return found
+
+    def _start_record(self, kind: Any, args: Any) -> None:
+        def record() -> None:
+            with _recording:
+                self._records[kind] = self._record(args)
+
+        if self._background:
+            threading.Thread(target=record, name="record", daemon=True).start()
+        else:
+            self._records[kind] = self._record(args)
 
     def _record(self, args: Any) -> _Recorded | None:
         leaves: list[Tensor] = []
@@ -267,6 +283,8 @@ class Recorder(Generic[Arguments, Result]):
                 _skip_views(graph.graph)
                 graph.recompile()
                 runnable = _run_without_python(graph, copies)
+                for _ in range(WARM_UP_CALLS if self._background else 0):
+                    runnable(*copies)
         except Exception as error:  # The function's Python code may depend on values; it is called then as before.
             log.debug("not recorded: %s: %s", type(error).__name__, error)
             return None
@@ -287,6 +305,12 @@ class Recorder(Generic[Arguments, Result]):
 
 
 log = logging.getLogger(__name__)
+
+_recording = threading.Lock()
+"""Held while a thread in the background records; see ``Recorder``."""
+
+WARM_UP_CALLS = 3
+"""TorchScript arranges a program anew in its first two calls, which may take much longer than all others."""
 
 
 def _is_plain(leaf: Tensor) -> bool:

@@ -31,6 +31,9 @@ from online_meta.types import (
 Believe = Callable[[State, Batch], dict[str, Belief]]
 """(what a learner publishes, a support set) -> what it believes of the parameters, by the suffixes of its answers."""
 
+Begin = Callable[[State, Batch], State]
+"""(what a learner publishes, a support set) -> that from which it adapts."""
+
 Answer = Callable[[State, Batch, Tensors], Prediction]
 """(what a learner publishes, a support set, inputs) -> the prediction of their targets."""
 
@@ -155,6 +158,7 @@ class FunctionalLearner(PredictingLearner):
         believe: Believe,
         update: Update | None = None,
         *,
+        begin: Begin | None = None,
         order_matters: bool = False,
     ) -> None:
         """Start at round 0.
@@ -163,21 +167,32 @@ class FunctionalLearner(PredictingLearner):
             inner: the inner loop that adapts to a task.
             start: what the learner publishes first.
             believe: adapts to a support set.
+            begin: makes what ``believe`` is given in place of the state, for example weights that are drawn anew for
+                each support set; it may draw numbers.
             update: learns a task; keeps the names, shapes and dtypes of the state. None to learn nothing.
             order_matters: whether an answer depends on the order of the support samples beyond rounding.
         """
         super().__init__(
             start, lambda state, support, x: self.answers(state, support, x)[""], update, order_matters=order_matters
         )
-        self.inner, self._believe = inner, believe
+        self.inner, self._believe, self._begin = inner, believe, begin
 
     def believe(self, state: State, support: Batch) -> dict[str, Belief]:
         """Return what is believed after adapting to a support set; a pure function."""
-        return self._believe({name: state[name] for name in self._start}, support)
+        return self._believe(self.begin(state, support), support)
+
+    def begin(self, state: State, support: Batch) -> State:
+        """Return that from which the learner adapts to a support set: its own part of the state, or what is drawn."""
+        own = {name: state[name] for name in self._start}
+        return own if self._begin is None else self._begin(own, support)
 
     def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
         """Return the predictions under what ``believe`` returns; a pure function."""
-        return predict_each(self.inner, self.believe(state, support), support, x)
+        return self.answers_from(self.begin(state, support), support, x)
+
+    def answers_from(self, begun: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
+        """Return the predictions from what ``begin`` returns."""
+        return predict_each(self.inner, self._believe(begun, support), support, x)
 
     def draws_numbers(self) -> bool:
         """Return whether the model or a rule draws torch's random numbers."""

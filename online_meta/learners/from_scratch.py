@@ -20,7 +20,10 @@ def build(context: LearnerContext, steps: int = 100, lr: float = 0.003) -> Funct
     """
     inner = replace(answer_once(context.inner), rule=adam(lr), steps=steps, fast=("*",))
 
-    def believe(state: State, support: Batch) -> dict[str, Belief]:
-        return believe_by_inner_loop(inner, Meta(context.draw_weights(checksum(support)), {}), support)
+    def draw(state: State, support: Batch) -> State:
+        return context.draw_weights(checksum(support))
 
-    return FunctionalLearner(inner, {}, believe, order_matters=True)
+    def believe(weights: State, support: Batch) -> dict[str, Belief]:
+        return believe_by_inner_loop(inner, Meta(weights, {}), support)
+
+    return FunctionalLearner(inner, {}, believe, begin=draw, order_matters=True)

@@ -17,7 +17,7 @@ import online_meta.learners
 from online_meta import registry
 from online_meta.aggregation import numbers
 from online_meta.aggregation._clipping import USUAL, Clipping, clip_running, clip_to_range
-from online_meta.answers import ALONE
+from online_meta.answers import ALONE, Answers
 from online_meta.batches import empty_like, select_samples
 from online_meta.functional.keyed import keyed, uniform_like
 from online_meta.functional.model import ModelLoss
@@ -208,8 +208,14 @@ class Pool(ScoredLearner):
 
     def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
         """Return the mixture of the experts' answers, from what they and the pool have published; a pure function."""
+        return self.mix_answers_of({name: one.answers for name, one in self.experts.items()}, state, support, x)
+
+    def mix_answers_of(
+        self, experts: Mapping[str, Answers], state: State, support: Batch, x: Tensors
+    ) -> dict[str, Prediction]:
+        """Return what ``answers`` returns, where these functions answer as the experts do."""
         weights = {key.removeprefix(WEIGHTS): float(value) for key, value in state.items() if key.startswith(WEIGHTS)}
-        each = {name: one.answers(select_state(state, name), support, x) for name, one in self.experts.items()}
+        each = {name: answers(select_state(state, name), support, x) for name, answers in experts.items()}
         return {"": self._mix(weights, support, each)}
 
     def answer_task(self, task: Task, prefixes: Sequence[int] = ()) -> TaskAnswers:
