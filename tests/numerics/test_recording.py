@@ -1,5 +1,7 @@
 """A recorded function returns the function's own bits, and is not used where it does not."""
 
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -153,3 +155,19 @@ def test_a_record_keeps_no_graph_and_reads_what_it_is_given() -> None:
     found = recorder({name: value.detach() for name, value in weights.items()}, batch)
     assert bits(found) == bits(descend(*example(99)))
     assert not recorder(weights, batch)["loss"].requires_grad
+
+
+def test_a_thread_records_while_calls_go_on() -> None:
+    counted = Counted(descend)
+    recorder: Recorder[..., Any] = Recorder(counted, record_after=0.0, background=True)
+    recorder(*example(0))
+    recorder(*example(1))
+    deadline = time.monotonic() + 200
+    while any(thread.name == "record" for thread in threading.enumerate()) and time.monotonic() < deadline:
+        assert bits(recorder(*example(2))) == bits(descend(*example(2)))
+    for seed in range(COMPARED_CALLS):
+        assert bits(recorder(*example(seed))) == bits(descend(*example(seed)))
+    before = counted.calls
+    for seed in range(20):
+        assert bits(recorder(*example(seed))) == bits(descend(*example(seed)))
+    assert counted.calls == before
