@@ -1,5 +1,6 @@
 """A process of its own answers once there are more than a few requests, and its answers are those of the daemon."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -60,8 +61,11 @@ def ask_everything(daemon: Daemon) -> dict[str, tuple[int, bytes, str | None, st
 
 
 def find_process(daemon: Daemon) -> psutil.Process | None:
-    children = psutil.Process(daemon.process.pid).children()
-    return next((child for child in children if "deploy.processes.answers" in child.cmdline()), None)
+    for child in psutil.Process(daemon.process.pid).children():
+        with contextlib.suppress(psutil.Error):  # It may have just ended.
+            if "deploy.processes.answers" in child.cmdline():
+                return child
+    return None
 
 
 def ask_until(daemon: Daemon, true: Callable[[], bool]) -> None:

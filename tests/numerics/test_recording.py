@@ -1,5 +1,6 @@
 """A recorded function returns the function's own bits, and is not used where it does not."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -159,7 +160,7 @@ def test_a_record_keeps_no_graph_and_reads_what_it_is_given() -> None:
 
 def test_a_thread_records_while_calls_go_on() -> None:
     counted = Counted(descend)
-    recorder: Recorder[..., Any] = Recorder(counted, record_after=0.0, background=True)
+    recorder: Recorder[..., Any] = Recorder(counted, record_after=0.0, slow=math.inf, background=True)
     recorder(*example(0))
     recorder(*example(1))
     deadline = time.monotonic() + 200

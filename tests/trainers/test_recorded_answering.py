@@ -1,5 +1,6 @@
 """The learner that answers gives the same answers from recorded programs, to the bit."""
 
+import math
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from online_meta.functional.recording import COMPARED_CALLS, Recorder
 from online_meta.learners import MemoryReplayBuffer
 from streams.sources.sinusoid import make_task
 from tests.support.daemon import sinusoid_config
+from trainers import build
 from trainers.build import build_answering_learner
 
 POOL = 'baselines = ["from_scratch", "ridge_head", "constant"]\noptions.from_scratch = { steps = 3 }\n'
@@ -21,13 +23,16 @@ RUNS = {
     "one learner": "[inner]\nsteps = 2\n[regret]\nbaselines = []\n",
     "the pool": f"[inner]\nsteps = 2\n[regret]\n{POOL}",
     "weights that are drawn": f'[inner]\nsteps = 2\n[regret]\n{POOL}[serve]\nanswers = "from_scratch"\n',
-    "weights that are drawn by key": '[inner]\nsteps = 2\nbegin = "fresh"\nposterior = "samples"\nsamples = 2\n[regret]\nbaselines = []\n',
+    "weights that are drawn by key": (
+        '[inner]\nsteps = 2\nbegin = "fresh"\nposterior = "samples"\nsamples = 2\n[regret]\nbaselines = []\n'
+    ),
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_recorded_answers_are_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "RECORD_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(build, "SLOW_ANSWER_SECONDS", math.inf)
     recorders: list[Recorder[..., Any]] = []
     original = Recorder.__init__
 
