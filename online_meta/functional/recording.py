@@ -142,6 +142,10 @@ def _skip_views(graph: Graph) -> None:
     graph.eliminate_dead_code()
 
 
+WARM_UP_CALLS = 3
+"""TorchScript arranges a program anew in its first two calls, which may take much longer than all others."""
+
+
 def _run_without_python(graph: GraphModule, leaves: tuple[Tensor, ...]) -> Callable[..., Any]:
     """Return a function that runs a program's operations one after another, without Python between them if it can.
 
@@ -150,9 +154,15 @@ def _run_without_python(graph: GraphModule, leaves: tuple[Tensor, ...]) -> Calla
     """
     if any(leaf.device.type != "cpu" for leaf in leaves) or not hasattr(torch.jit, "trace"):
         return graph.forward
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        script: Callable[..., Any] = torch.jit.trace(graph, leaves, check_trace=False)  # type: ignore[no-untyped-call]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            script: Callable[..., Any] = torch.jit.trace(graph, leaves, check_trace=False)  # type: ignore[no-untyped-call]
+        for _ in range(WARM_UP_CALLS):
+            script(*leaves)
+    except RuntimeError as error:  # It does not have every operation, such as a view as another dtype.
+        log.debug("run by Python: %s", error)
+        return graph.forward
     return script
 
 
@@ -283,8 +293,6 @@ class Recorder(Generic[Arguments, Result]):
                 _skip_views(graph.graph)
                 graph.recompile()
                 runnable = _run_without_python(graph, copies)
-                for _ in range(WARM_UP_CALLS if self._background else 0):
-                    runnable(*copies)
         except Exception as error:  # The function's Python code may depend on values; it is called then as before.
             log.debug("not recorded: %s: %s", type(error).__name__, error)
             return None
@@ -308,9 +316,6 @@ log = logging.getLogger(__name__)
 
 _recording = threading.Lock()
 """Held while a thread in the background records; see ``Recorder``."""
-
-WARM_UP_CALLS = 3
-"""TorchScript arranges a program anew in its first two calls, which may take much longer than all others."""
 
 
 def _is_plain(leaf: Tensor) -> bool:
