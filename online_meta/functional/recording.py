@@ -12,6 +12,7 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -64,6 +65,8 @@ class _OperationRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._nodes[leaf] = self.graph.placeholder(f"arg{at}_1")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.promote_types.default:  # It returns a dtype, and so a constant.
+            return func(*args)
         if func.namespace != "aten" or func._schema.is_mutable or torch.Tag.data_dependent_output in func.tags:
             raise _Unusual(str(func))
         given, options = tree_map_only(Tensor, self.find, ([*args], kwargs or {}))
@@ -99,6 +102,25 @@ def _record_plainly(program: Callable[..., tuple[Tensor, ...]], leaves: tuple[Te
     except Exception:  # make_fx raises the program's own error, if it has one.
         return None
     return recorder.graph
+
+
+class _ValuesRefused(TorchFunctionMode):
+    """A mode in which no tensor gives its values to other code, from which they would come back as constants."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in READING_METHODS:
+            raise RuntimeError(f"{func.__name__} reads the values of a tensor")
+        return func(*args, **(kwargs or {}))
+
+
+READING_METHODS = (
+    Tensor.numpy,
+    Tensor.tolist,
+    Tensor.__array__,
+    Tensor.__dlpack__,
+    Tensor.data_ptr,
+    Tensor.untyped_storage,
+)
 
 
 def _merge_equal_calls(graph: Graph) -> Graph:
@@ -166,16 +188,19 @@ def _run_without_python(graph: GraphModule, leaves: tuple[Tensor, ...]) -> Calla
     return script
 
 
-RECORD_AFTER_SECONDS = 0.1
-"""A function is recorded for a kind of arguments after as much time in it: about the time that recording takes."""
+RECORD_AFTER_CALLS = 16
+"""A function is recorded for a kind of arguments after as many calls. To record takes some 20 times as long as one."""
 
 SLOW_SECONDS = 0.05
-"""A call that takes longer spends its time inside the operations: to skip Python code would not make it faster."""
+"""A function is not recorded if all its calls take longer: whoever waits for it would wait for seconds."""
+
+SLOW_OPERATION_SECONDS = 5e-5
+"""If the operations take longer than this on average, to skip Python code does not make them faster."""
 
 COMPARED_CALLS = 3
 """The number of calls in which a record must return the function's own bits before it is used alone."""
 
-MOST_KINDS = 16
+MOST_KINDS = 64
 """The number of kinds of arguments that are told apart; a function with more is not recorded for further ones."""
 
 
@@ -188,9 +213,9 @@ class _Recorded(NamedTuple):
 
 
 class _Calls(NamedTuple):
-    """The seconds that calls of one kind have taken; the first one may have taken much longer than all others."""
+    """The number of calls of one kind, and the least processor time that one of them has taken, in seconds."""
 
-    total: float = 0.0
+    number: int = 0
     shortest: float = math.inf
 
 
@@ -208,7 +233,7 @@ class Recorder(Generic[Arguments, Result]):
     def __init__(
         self,
         function: Callable[Arguments, Result],
-        record_after: float | None = None,
+        record_after: int | None = None,
         slow: float = SLOW_SECONDS,
         *,
         background: bool = False,
@@ -217,13 +242,13 @@ class Recorder(Generic[Arguments, Result]):
 
         Args:
             function: to call.
-            record_after: seconds in calls of a kind before it is recorded; None for ``RECORD_AFTER_SECONDS``.
-            slow: seconds of a call above which nothing is recorded.
+            record_after: calls of a kind before it is recorded; None for ``RECORD_AFTER_CALLS``.
+            slow: seconds of processor time of a call above which nothing is recorded.
             background: whether a thread of its own records, so that no call waits for it. PyTorch's recording replaces
                 functions of the whole process meanwhile: nothing else may be recorded or compiled at the same time.
         """
         self._function, self._slow, self._background = function, slow, background
-        self._record_after = RECORD_AFTER_SECONDS if record_after is None else record_after
+        self._record_after = RECORD_AFTER_CALLS if record_after is None else record_after
         self._calls: dict[Any, _Calls] = {}
         self._records: dict[Any, _Recorded | None] = {}
         self._lock = threading.Lock()  # Calls from several threads must not record at once.
@@ -249,33 +274,31 @@ class Recorder(Generic[Arguments, Result]):
         return self._call_and_count(kind, *args, **kwargs)
 
     def _call_and_count(self, kind: Any, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        """Call the function, and record it if its calls have taken long enough."""
-        began = time.perf_counter()
+        """Call the function, and record it if it was called often enough."""
+        began = time.thread_time()
         found = self._function(*args, **kwargs)
-        taken, before = time.perf_counter() - began, self._calls.get(kind)
-        if before is None:
-            self._calls[kind] = _Calls()
-            return found
-        calls = self._calls[kind] = _Calls(before.total + taken, min(before.shortest, taken))
-        if calls.total >= self._record_after and len(self._calls) <= MOST_KINDS:
+        taken, before = time.thread_time() - began, self._calls.get(kind, _Calls())
+        calls = self._calls[kind] = _Calls(before.number + 1, min(before.shortest, taken))
+        if calls.number >= self._record_after and len(self._calls) <= MOST_KINDS:
             with self._lock:
                 if kind not in self._records:
                     self._records[kind] = None
                     if calls.shortest <= self._slow:
-                        self._start_record(kind, args)
+                        self._start_record(kind, args, calls.shortest)
         return found
 
-    def _start_record(self, kind: Any, args: Any) -> None:
+    def _start_record(self, kind: Any, args: Any, seconds: float) -> None:
         def record() -> None:
             with _recording:
-                self._records[kind] = self._record(args)
+                self._records[kind] = self._record(args, seconds)
 
         if self._background:
             threading.Thread(target=record, name="record", daemon=True).start()
         else:
-            self._records[kind] = self._record(args)
+            record()
 
-    def _record(self, args: Any) -> _Recorded | None:
+    def _record(self, args: Any, seconds: float) -> _Recorded | None:
+        """Return a record of the function, of which a call takes so many seconds; None if it would not be faster."""
         leaves: list[Tensor] = []
         structure = flatten(args, leaves)
         results: list[Any] = []
@@ -289,7 +312,10 @@ class Recorder(Generic[Arguments, Result]):
         try:
             with torch.no_grad():
                 copies = tuple(leaf.detach().clone() for leaf in leaves)
-                graph = record_operations(program, copies)
+                with _ValuesRefused():
+                    graph = record_operations(program, copies)
+                if seconds > SLOW_OPERATION_SECONDS * len(graph.graph.nodes):
+                    return None
                 _skip_views(graph.graph)
                 graph.recompile()
                 runnable = _run_without_python(graph, copies)

@@ -2,16 +2,17 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from online_meta.answers import predict_each
+from online_meta.functional.recording import Recorder
 from online_meta.inner import Inner, draws_numbers
 from online_meta.meta_optimizer import copy_to_cpu
 from online_meta.registry import nearest
-from online_meta.regret.scoring import ScoredLearner, ScoredTasks
+from online_meta.regret.scoring import ScoredLearner, ScoredTasks, TaskAnswers, answer_task
 from online_meta.tree import norm, zeros
 from online_meta.types import (
     Batch,
@@ -176,6 +177,7 @@ class FunctionalLearner(PredictingLearner):
             start, lambda state, support, x: self.answers(state, support, x)[""], update, order_matters=order_matters
         )
         self.inner, self._believe, self._begin = inner, believe, begin
+        self._answer_begun = Recorder(self.answers_from)
 
     def believe(self, state: State, support: Batch) -> dict[str, Belief]:
         """Return what is believed after adapting to a support set; a pure function."""
@@ -193,6 +195,17 @@ class FunctionalLearner(PredictingLearner):
     def answers_from(self, begun: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
         """Return the predictions from what ``begin`` returns."""
         return predict_each(self.inner, self._believe(begun, support), support, x)
+
+    def answer_task(self, task: Task, prefixes: Sequence[int] = ()) -> TaskAnswers:
+        """Return the answers to the next round's task; if they begin at what is drawn, what follows is recorded."""
+        if self._begin is None or self.draws_numbers():
+            return super().answer_task(task, prefixes)
+        self._scored.add(task)
+
+        def answers(state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
+            return self._answer_begun(self.begin(state, support), support, x)
+
+        return answer_task(answers, self.state(), task, prefixes)
 
     def draws_numbers(self) -> bool:
         """Return whether the model or a rule draws torch's random numbers."""

@@ -21,7 +21,7 @@ def dump(leaf: object) -> bytes | None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recorded_answers_have_the_bits_of_answers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "RECORD_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(recording, "RECORD_AFTER_CALLS", 2)
     recorded, plain = make(name), make(name)
     monkeypatch.setattr(plain, "draws_numbers", lambda: True, raising=False)
     for task in stream_for(name, 9):
@@ -32,7 +32,7 @@ def test_recorded_answers_have_the_bits_of_answers(name: str, monkeypatch: pytes
 
 
 def test_an_inner_loop_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "RECORD_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(recording, "RECORD_AFTER_CALLS", 2)
     learner = make("ftml")
     assert isinstance(learner, FollowTheMetaLeader)
     called = []

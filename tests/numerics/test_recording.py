@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from online_meta.functional import recording
 from online_meta.functional.autodiff import value_and_gradient
 from online_meta.functional.recording import COMPARED_CALLS, MOST_KINDS, Recorder
 from online_meta.types import Batch
 
 SKIPPED = 2 + COMPARED_CALLS
-"""Calls in which the function is called: the first one does not count, the second one is recorded after."""
+"""Calls in which the function is called: two before it is recorded, and those that compare."""
 
 
 class Counted:
@@ -32,7 +33,7 @@ class Counted:
 
 def record(function: Callable[..., Any]) -> tuple[Recorder[..., Any], Counted]:
     counted = Counted(function)
-    return Recorder(counted, record_after=0.0), counted
+    return Recorder(counted, record_after=2), counted
 
 
 def descend(weights: dict[str, Tensor], batch: Batch) -> dict[str, Any]:
@@ -102,6 +103,34 @@ def test_what_depends_on_values_stays_right(function: Callable[[Tensor], Tensor]
         assert torch.equal(recorder(x), function(x))
 
 
+def halved_if_small(x: Tensor) -> Tensor:
+    """Take another way for few inputs, by values that numpy reads."""
+    return x / 2 if x.detach().numpy()[0] < -1e6 else x
+
+
+def test_an_operation_that_torchscript_does_not_know_is_recorded_too() -> None:
+    recorder, counted = record(lambda x: (x * 2).view(torch.int32) + 1)
+    for _ in range(10):
+        assert torch.equal(recorder(torch.ones(3)), torch.full((3,), 2.0).view(torch.int32) + 1)
+    assert counted.calls < 10
+
+
+def test_what_numpy_reads_is_not_recorded_even_if_it_rarely_matters() -> None:
+    recorder, counted = record(halved_if_small)
+    for seed in range(20):
+        recorder(torch.randn(4, generator=torch.Generator().manual_seed(seed)))
+    assert recorder(torch.full((4,), -4e6)).tolist() == [-2e6] * 4
+    assert counted.calls >= 21, "each call is one of the function"
+
+
+def test_a_function_of_few_slow_operations_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "SLOW_OPERATION_SECONDS", 0.0)
+    recorder, counted = record(lambda x: x + 1)
+    for _ in range(10):
+        recorder(torch.zeros(1))
+    assert counted.calls == 11
+
+
 def test_a_function_that_remembers_is_found_out() -> None:
     calls = [0.0]
 
@@ -136,7 +165,7 @@ def test_other_values_that_are_no_tensors_are_another_kind() -> None:
 
 def test_slow_calls_and_too_many_kinds_are_not_recorded() -> None:
     slow = Counted(lambda x: x + 1)
-    recorder: Recorder[..., Tensor] = Recorder(slow, record_after=0.0, slow=0.0)
+    recorder: Recorder[..., Tensor] = Recorder(slow, record_after=2, slow=0.0)
     for _ in range(10):
         recorder(torch.zeros(1))
     assert slow.calls == 10
@@ -160,7 +189,7 @@ def test_a_record_keeps_no_graph_and_reads_what_it_is_given() -> None:
 
 def test_a_thread_records_while_calls_go_on() -> None:
     counted = Counted(descend)
-    recorder: Recorder[..., Any] = Recorder(counted, record_after=0.0, slow=math.inf, background=True)
+    recorder: Recorder[..., Any] = Recorder(counted, record_after=2, slow=math.inf, background=True)
     recorder(*example(0))
     recorder(*example(1))
     deadline = time.monotonic() + 200
