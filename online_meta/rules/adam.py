@@ -1,6 +1,6 @@
 """Adam as the inner rule."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,8 +41,11 @@ def adam(lr: float = 0.001, betas: Sequence[float] = (0.9, 0.999), eps: float = 
         )
 
     def update(rule: Params, carry: Carry, seen: Seen, step: int) -> Carry:
-        state = {f"mean.{n}": first * carry.state[f"mean.{n}"] + (1 - first) * grad for n, grad in seen.grads.items()}
-        for name, grad in seen.grads.items():
+        return _move_as_one(move, carry, seen.grads, step) if _are_small(carry.phi) else move(carry, seen.grads, step)
+
+    def move(carry: Carry, grads: Params, step: int) -> Carry:
+        state = {f"mean.{n}": first * carry.state[f"mean.{n}"] + (1 - first) * grad for n, grad in grads.items()}
+        for name, grad in grads.items():
             state[f"square.{name}"] = second * carry.state[f"square.{name}"] + (1 - second) * grad * grad
         size, unbiased = lr / (1 - first ** (step + 1)), (1 - second ** (step + 1)) ** 0.5
         moved = {
@@ -57,6 +60,47 @@ def adam(lr: float = 0.001, betas: Sequence[float] = (0.9, 0.999), eps: float = 
         update=update,
         view=lambda rule, weights: weights,
     )
+
+
+ALL = "all"
+"""The name of all weights where they are one vector."""
+
+FEW_NUMBERS = 1 << 16
+"""The largest number of weights that are copied into one vector in each step."""
+
+
+def _are_small(phi: Params) -> bool:
+    """Return whether weights are to be one vector: several few numbers of one kind, where nothing is differentiated."""
+    if len(phi) < 2 or torch.is_grad_enabled():
+        return False
+    kinds = {(value.dtype, value.device) for value in phi.values()}
+    return len(kinds) == 1 and sum(value.numel() for value in phi.values()) <= FEW_NUMBERS
+
+
+def _move_as_one(move: Callable[[Carry, Params, int], Carry], carry: Carry, grads: Params, step: int) -> Carry:
+    """Return what ``move`` does: the same numbers, in as many operations as a single tensor takes."""
+    means, squares = _split_state(carry.state, carry.phi)
+    phi, mean, square, grad = (_join(one, carry.phi) for one in (carry.phi, means, squares, grads))
+    after = move(Carry({ALL: phi}, {f"mean.{ALL}": mean, f"square.{ALL}": square}), {ALL: grad}, step)
+    state = {
+        f"{part}.{name}": value
+        for part in ("mean", "square")
+        for name, value in _split(after.state[f"{part}.{ALL}"], carry.phi).items()
+    }
+    return Carry(_split(after.phi[ALL], carry.phi), state)
+
+
+def _split_state(state: Params, phi: Params) -> list[Params]:
+    return [{name: state[f"{part}.{name}"] for name in phi} for part in ("mean", "square")]
+
+
+def _join(values: Params, phi: Params) -> Tensor:
+    return torch.cat([values[name].reshape(-1) for name in phi])
+
+
+def _split(vector: Tensor, phi: Params) -> Params:
+    parts = torch.split(vector, [value.numel() for value in phi.values()])
+    return {name: part.view(value.shape) for part, (name, value) in zip(parts, phi.items(), strict=True)}
 
 
 def _root(square: Tensor) -> Tensor:

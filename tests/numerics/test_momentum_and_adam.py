@@ -9,6 +9,7 @@ from torch import nn
 import online_meta as om
 from online_meta.testing.compare import assert_close
 from online_meta.testing.oracle import CRITERIA
+from online_meta.types import Batch, Seen
 from tests.numerics.problems import Net, problem
 from tests.numerics.reference_loop import STEPS, check_against_reference
 
@@ -153,3 +154,24 @@ def test_wrong_options_are_refused():
             om.rules.adam(betas=betas)
     with pytest.raises(ValueError, match=r"eps is 0\.0: it is positive"):
         om.rules.adam(eps=0.0)
+
+
+@pytest.mark.parametrize("shapes", [((40, 1), (40,), (7, 40), (1,)), ((), (3,), (5, 2, 3))])
+def test_small_weights_are_one_vector_with_the_same_bits(shapes: tuple[tuple[int, ...], ...]) -> None:
+    rule, random = om.rules.adam(lr=0.01), torch.Generator().manual_seed(1)
+    phi = {f"w{place}": torch.randn(shape, generator=random) for place, shape in enumerate(shapes)}
+    nothing = torch.zeros(())
+    joined = apart = rule.start({}, phi, Batch(nothing, nothing))
+    for step in range(30):
+        grads = {
+            name: torch.randn(value.shape, generator=random) * (torch.rand(value.shape, generator=random) > 0.3)
+            for name, value in phi.items()
+        }
+        with torch.no_grad():
+            joined = rule.update({}, joined, Seen(nothing, grads), step)
+        with torch.enable_grad():
+            apart = rule.update({}, apart, Seen(nothing, grads), step)
+        for one, other in zip(joined, apart, strict=True):
+            assert one.keys() == other.keys()
+            assert all(torch.equal(value, other[name]) for name, value in one.items())
+            assert all(value.shape == other[name].shape for name, value in one.items())
