@@ -57,6 +57,7 @@ class TaskStack:
         self._position: dict[int, int] = {}
         self._rows: Task | None = None
         self._signature = ""
+        self.is_full = False
 
     def add(self, round: int, task: Task) -> None:
         """Keep a copy of the task of a round, if there is room for it and its signature is that of the others."""
@@ -70,6 +71,7 @@ class TaskStack:
         row = len(self._position)
         if row == len(tree_leaves(self._rows)[0]):
             if 2 * sum(leaf.nbytes for leaf in tree_leaves(self._rows)) > self._limit_bytes:
+                self.is_full = True
                 return
             self._rows = map_tensors(lambda leaf: torch.cat([leaf, torch.empty_like(leaf)]), self._rows)
         self._position[round] = row

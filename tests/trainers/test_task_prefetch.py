@@ -171,3 +171,29 @@ def test_a_round_that_cannot_be_read_ahead_fails_where_it_is_requested(
     buffer.read_ahead(range(ROUNDS))
     with pytest.raises(HistoryDamaged, match="round 0"):
         buffer[0]
+
+
+def test_rounds_of_an_earlier_process_are_stacked_a_few_at_a_time(
+    history: ObservedHistory, buffer: HistoryBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_prefetch, "_TASKS_PER_FILL", 10)
+    buffer.exclude([3])
+    buffer.available(ROUNDS)
+    for _ in range(5):
+        buffer.gather([0])
+    assert set(history.read) == {*range(ROUNDS)} - {3}
+    before = len(history.reads)
+    for round in {*range(ROUNDS)} - {3}:
+        assert same(buffer.gather([round])[0], History.tasks(history, [round])[0])
+    assert not [rounds for rounds in history.reads[before:] if rounds], "all are stacked"
+
+
+def test_a_round_that_cannot_be_stacked_is_read_where_it_is_needed(
+    history: ObservedHistory, buffer: HistoryBuffer
+) -> None:
+    buffer.available(ROUNDS)
+    history.fault = HistoryDamaged("round 7 is damaged")
+    with pytest.raises(HistoryDamaged, match="round 7"):
+        buffer.gather([7])
+    history.fault = None
+    assert same(buffer.gather([7])[0], history[7])

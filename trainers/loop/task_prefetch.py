@@ -34,6 +34,9 @@ STACK_BYTES = 64 * 1024 * 1024
 _TASKS_PER_READ = 8
 
 
+_TASKS_PER_FILL = 64
+
+
 @dataclass
 class _PrefetchSlot:
     uses: int = 0
@@ -158,6 +161,7 @@ class HistoryBuffer:
         self._received: dict[int, Task] = {}
         self._prefetcher = None if history is None else TaskPrefetcher(history)
         self._stack, self._has_all = TaskStack(STACK_BYTES), False
+        self._unstacked: Iterator[int] | None = None
         self.waited_seconds = 0.0
         self._ahead: dict[int, Task] = {}
         self._task_bytes = MAX_BYTES  # Of the largest new task that was read last; at first one task is read.
@@ -179,6 +183,7 @@ class HistoryBuffer:
 
     def gather(self, rounds: Sequence[int]) -> Sequence[Task]:
         """Return the tasks of rounds, in their order: as rows of stacked tensors, once all of them have been read."""
+        self._fill()
         found = self._stack.find(rounds)
         self._has_all = found is not None
         if found is not None:
@@ -188,6 +193,18 @@ class HistoryBuffer:
             for round, task in zip(rounds, tasks, strict=True):
                 self._stack.add(round, task)
         return tasks
+
+    def _fill(self) -> None:
+        """Stack a few more rounds that an earlier process has learned: all at once would take too long."""
+        if self._history is None or self._stack.is_full or self._unstacked is None:
+            return
+        chosen = [*islice(self._unstacked, _TASKS_PER_FILL)]
+        try:
+            tasks = self._history.tasks(chosen)
+        except (HistoryError, OSError):  # Reading the round where it is needed reports the error.
+            return
+        for round, task in zip(chosen, tasks, strict=True):
+            self._stack.add(round, task)
 
     def _read(self, round: int) -> Task:
         if self._history is None or self._prefetcher is None:
@@ -227,9 +244,13 @@ class HistoryBuffer:
             sample: Any = [] if self._history is None else retained_rounds(self._history.query, decided).tolist()
             sample = np.array(rank_group.broadcast(sample) if rank_group.remote else sample, np.int64)
             self._decided, self._sample = decided, np.setdiff1d(sample, self._excluded, assume_unique=True)
-        if not (decided or len(self._excluded)):
-            return range(count)
-        return RetainedRounds(self._sample, decided, count, self._excluded[np.searchsorted(self._excluded, decided) :])
+        found: Sequence[int] = range(count)
+        if decided or len(self._excluded):
+            excluded = self._excluded[np.searchsorted(self._excluded, decided) :]
+            found = RetainedRounds(self._sample, decided, count, excluded)
+        if self._unstacked is None:
+            self._unstacked = map(int, found)
+        return found
 
     def retention_strata(self, rounds: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the stratum of each round, int64: in a stratum, retention keeps each round with the same probability.
