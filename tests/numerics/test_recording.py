@@ -20,6 +20,11 @@ SKIPPED = 2 + COMPARED_CALLS
 """Calls in which the function is called: two before it is recorded, and those that compare."""
 
 
+@pytest.fixture(autouse=True)
+def no_operation_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "SLOW_OPERATION_SECONDS", math.inf)
+
+
 class Counted:
     """A function that counts its calls."""
 
@@ -33,7 +38,7 @@ class Counted:
 
 def record(function: Callable[..., Any]) -> tuple[Recorder[..., Any], Counted]:
     counted = Counted(function)
-    return Recorder(counted, record_after=2), counted
+    return Recorder(counted, record_after=2, slow=math.inf), counted
 
 
 def descend(weights: dict[str, Tensor], batch: Batch) -> dict[str, Any]:
