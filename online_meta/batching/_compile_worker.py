@@ -1,4 +1,4 @@
-"""Compile one program: ``python -P _compile_worker.py SOURCE TARGET.pt2 THREADS``; imports torch and safetensors."""
+"""Compile one program: ``python -P _compile_worker.py SOURCE TARGET.pt2 THREADS``; imports only torch."""
 
 import json
 import os
@@ -9,7 +9,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 
 TRY_LATER = 75
@@ -31,19 +30,26 @@ def main(source: Path, target: Path, threads: int) -> None:
 
 def export(source: Path) -> torch.export.ExportedProgram:
     """Return the program that ``compile.py`` wrote to ``source``, as a graph with the shapes of its inputs."""
-    with safetensors.safe_open(str(source), "pt") as file:
-        head = file.metadata()
-        constants = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for name, device in json.loads(head["devices"]).items():
-        constants[name] = constants[name].to(device)
-    layouts = json.loads(head["leaves"])
+    data = source.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    head, constants = json.loads(data[8:start]), {}
+    for name, (dtype, shape, device, size) in head["constants"].items():
+        part = bytearray(data[start : start + size])
+        raw = torch.frombuffer(part, dtype=torch.uint8) if size else torch.empty(0, dtype=torch.uint8)
+        constants[name] = raw.view(_find_dtype(dtype)).reshape(shape).to(device)
+        start += size
     leaves = tuple(
-        torch.empty_strided(shape, stride, dtype=getattr(torch, dtype.removeprefix("torch.")), device=device).zero_()
-        for dtype, shape, stride, device in layouts
+        torch.empty_strided(shape, stride, dtype=_find_dtype(dtype), device=device).zero_()
+        for dtype, shape, stride, device in head["leaves"]
     )
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about its own internals here
         return torch.export.export(_make_module(head["code"], constants), leaves, strict=False)
+
+
+def _find_dtype(name: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, name.removeprefix("torch."))
+    return found
 
 
 def _make_module(code: str, constants: dict[str, torch.Tensor]) -> torch.nn.Module:

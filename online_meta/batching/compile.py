@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -289,7 +288,7 @@ def compile_now(
 
 
 def _write_source(traced: Traced, target: Path, should_continue: Callable[[], bool]) -> None:
-    """Write a program for ``_compile_worker.py``: its code and the layouts of its inputs, and its constants.
+    """Write a program for ``_compile_worker.py``: a head of JSON with its code and the layouts, then its constants.
 
     Exporting it takes seconds, so the worker does it.
     """
@@ -305,9 +304,7 @@ def _write_source(traced: Traced, target: Path, should_continue: Callable[[], bo
         if not should_continue():
             raise CompileStopped("stopped before compiling")
         layouts.append([str(leaf.dtype), [*leaf.shape], [*leaf.stride()], str(leaf.device)])
-    head = {
-        "code": traced.graph.code,
-        "leaves": json.dumps(layouts),
-        "devices": json.dumps({name: str(constant.device) for name, constant in found.items()}),
-    }
-    target.write_bytes(save({name: constant.cpu() for name, constant in found.items()}, head))
+    constants = {name: (str(one.dtype), [*one.shape], str(one.device), one.nbytes) for name, one in found.items()}
+    head = json.dumps({"code": traced.graph.code, "leaves": layouts, "constants": constants}).encode()
+    data = (one.cpu().reshape(-1).view(torch.uint8).numpy().tobytes() for one in found.values())
+    target.write_bytes(b"".join([len(head).to_bytes(8, "little"), head, *data]))

@@ -58,8 +58,8 @@ def played(request, tmp_path_factory, worker_id):
 
 def selected_cases(session, world):
     """Return the names of the cases that this run of pytest compares for a number of ranks."""
-    parameters = [item.callspec.params for item in session.items if "played" in getattr(item, "fixturenames", ())]
-    return sorted({one["name"] for one in parameters if one["played"] == world})
+    parameters = [item.callspec.params for item in session.items if hasattr(item, "callspec")]
+    return sorted({one["name"] for one in parameters if one.get("played") == world and "stage" in one})
 
 
 @pytest.mark.parametrize("stage", STAGES)

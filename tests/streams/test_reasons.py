@@ -13,6 +13,10 @@ from streams.types import REASONS
 PAGE = (Path(streams.__path__[0]).parent / "docs/how-to/bad-input.md").read_text(encoding="utf-8")
 
 
+GIVEN_BEFORE = ("QUARANTINED", "error.reason", "refused['reason']")
+"""Reasons of a task that was accepted before, of another error, and of the process that answers."""
+
+
 def reasons_given(folder: Path) -> set[str]:
     """Return the first argument of every ``Rejected(...)`` call in a folder."""
     found = set()
@@ -22,7 +26,7 @@ def reasons_given(folder: Path) -> set[str]:
                 reason = node.args[0]
                 if isinstance(reason, ast.Constant):
                     found.add(reason.value)
-                elif ast.unparse(reason) not in ("QUARANTINED", "error.reason"):  # accepted before, or given before
+                elif ast.unparse(reason) not in GIVEN_BEFORE:
                     assert ast.unparse(reason) == "_EMPTY_REASONS[part]", f"{file}: {ast.unparse(node)}"
     return found
 
