@@ -17,6 +17,7 @@ RENDERERS = {
     "bench": "benchmarks.table",
     "bench_distributed": "benchmarks.distributed",
     "bench_memory": "benchmarks.memory",
+    "bench_rounds": "benchmarks.rounds.page",
     "bench_streams": "benchmarks.streams.__main__",
     "cost": "experiments.round_cost.page",
     "first_table": "experiments.first_table",
