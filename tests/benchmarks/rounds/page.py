@@ -109,22 +109,26 @@ def _format_spread(spread: float | None) -> str:
 
 def draw(result: Mapping[str, Any]) -> bytes:
     """Return a PNG: each figure relative to its goal, and the time that the first rounds of fresh processes took."""
-    picture = Picture(figsize=(14, 6), layout="constrained")
+    starts = [(part, each) for part in result["parts"].values() for each in part.get("starts", {}).items()]
+    picture = Picture(figsize=(14 if starts else 9, 6), layout="constrained")
     FigureCanvasAgg(picture)
-    left, right = picture.subplots(1, 2)
+    left, *others = picture.subplots(1, 2 if starts else 1, squeeze=False)[0]
     _draw_figures(left, [figure for figure in list_figures(result) if figure.excess is not None])
-    for part in result["parts"].values():
-        for name, start in part.get("starts", {}).items():
-            style = "-" if part["game"] == "k1" else "--"
-            passed = [*accumulate(start["rounds"], initial=start["wall"] - sum(start["rounds"]))]
-            right.plot(passed, style, color=COLOURS[name], label=f"{name}, {part['title']}")
-    right.set_title("Seconds since the start of the process, by rounds played")
-    right.set_yscale("log")
-    if right.lines:
-        right.legend(fontsize=8)
+    for right in others:
+        _draw_starts(right, starts)
     target = BytesIO()
     picture.savefig(target, format="png", dpi=110)
     return target.getvalue()
+
+
+def _draw_starts(axis: Axes, starts: list[tuple[Any, tuple[str, Any]]]) -> None:
+    for part, (name, start) in starts:
+        style = "-" if part["game"] == "k1" else "--"
+        passed = [*accumulate(start["rounds"], initial=start["wall"] - sum(start["rounds"]))]
+        axis.plot(passed, style, color=COLOURS[name], label=f"{name}, {part['title']}")
+    axis.set_title("Seconds since the start of the process, by rounds played")
+    axis.set_yscale("log")
+    axis.legend(fontsize=8)
 
 
 def _draw_figures(axis: Axes, figures: list[Figure]) -> None:
