@@ -201,7 +201,7 @@ COMPARED_CALLS = 3
 """The number of calls in which a record must return the function's own bits before it is used alone."""
 
 MOST_KINDS = 64
-"""The number of kinds of arguments that are told apart; a function with more is not recorded for further ones."""
+"""The most kinds of arguments that a recorder counts. It records nothing for kinds that come after these."""
 
 
 class _Recorded(NamedTuple):
@@ -298,7 +298,7 @@ class Recorder(Generic[Arguments, Result]):
             record()
 
     def _record(self, args: Any, seconds: float) -> _Recorded | None:
-        """Return a record of the function, of which a call takes so many seconds; None if it would not be faster."""
+        """Return a record of the function, or None if it would not be faster; a call takes ``seconds``."""
         leaves: list[Tensor] = []
         structure = flatten(args, leaves)
         results: list[Any] = []
@@ -367,7 +367,7 @@ def flatten(tree: Any, leaves: list[Tensor]) -> Any:
         return dict, tuple(tree), tuple([flatten(value, leaves) for value in tree.values()])
     if isinstance(tree, tuple | list):
         return type(tree), None, tuple([flatten(value, leaves) for value in tree])
-    return None, None, tree
+    return None, type(tree), tree  # 1 and 1.0 are equal, but give other results.
 
 
 def unflatten(structure: Any, leaves: Iterator[Tensor]) -> Any:

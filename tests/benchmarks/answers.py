@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks.answers``: measure answers over HTTP while training goes on, into docs/results."""
+"""``python -m tests.benchmarks.answers``: measure answers over HTTP during training, and write docs/results."""
 
 import json
 import subprocess

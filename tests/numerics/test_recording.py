@@ -168,6 +168,13 @@ def test_other_values_that_are_no_tensors_are_another_kind() -> None:
     assert recorder(x, factor=6).tolist() == [6, 6]
 
 
+def test_equal_values_of_other_types_are_another_kind() -> None:
+    recorder, _ = record(lambda x, factor: x * factor)
+    x = torch.ones(2, dtype=torch.int64)
+    for factor in [*[1] * 8, 1.0, 1]:
+        assert recorder(x, factor).dtype == (x * factor).dtype
+
+
 def test_slow_calls_and_too_many_kinds_are_not_recorded() -> None:
     slow = Counted(lambda x: x + 1)
     recorder: Recorder[..., Tensor] = Recorder(slow, record_after=2, slow=0.0)

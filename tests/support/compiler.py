@@ -26,8 +26,8 @@ pathlib.Path(sys.argv[2]).write_bytes(b"machine code")
 class Compiler:
     """It counts what it compiles, and its programs compute what was recorded.
 
-    No time is measured: each way to compute that is tried seems faster than those before, but for compiled programs if
-    ``slow`` is set. While the file ``hold`` exists, a compilation goes on; if ``fail`` exists, it fails. ``spoil``
+    It measures no time. Each method seems faster than the methods before it; with ``slow``, compiled programs seem
+    slower. A compilation continues while the file ``hold`` exists, and fails if the file ``fail`` exists. ``spoil``
     changes all results.
     """
 

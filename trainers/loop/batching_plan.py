@@ -63,7 +63,7 @@ class PlanSelector:
         return self._batch if isinstance(self._batch, int) else self._batch[name]
 
     def _count_summed(self, name: str, rounds: int) -> int:
-        """Return how many tasks a learner that revisits all rounds sums in so many, in all its starts."""
+        """Return the number of tasks that a learner has summed, over all its starts, after a number of rounds."""
         batch = self._batch_of(name)
         few = min(rounds, batch)
         return (self._steps or {}).get(name, 1) * (few * (few + 1) // 2 + (rounds - few) * batch)

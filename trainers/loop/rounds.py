@@ -175,7 +175,7 @@ def open_run(
 
 
 def configure_torch(threads: int) -> None:
-    """Let torch compute with so many threads, and with algorithms whose bits do not depend on chance."""
+    """Set the number of torch's threads, and choose algorithms that give the same bits each time."""
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # It would only cost time.
