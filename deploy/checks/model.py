@@ -17,9 +17,9 @@ from deploy.exits import ConfigError
 from deploy.telemetry.run_view import Scored
 from online_meta import registry
 from online_meta.batches import count_samples, from_named, map_tensors, name_tensors
-from online_meta.batching.padding import explain_inexact, explain_mixed_samples, measure, pad_task
+from online_meta.batching.padding import explain_inexact, measure, pad_task
 from online_meta.functional.guard import describe
-from online_meta.functional.model import ModelLoss, find_misfits, find_unfaithful_outputs
+from online_meta.functional.model import ModelLoss, explain_mixed_samples, find_misfits, find_unfaithful_outputs
 from online_meta.learners import LearnerContext
 from online_meta.outcomes import LossFunction, describe_shape
 from online_meta.preflight.preflight import NO_DEPENDENCE, preflight

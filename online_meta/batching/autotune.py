@@ -458,10 +458,7 @@ class Autotuner:
 
     def _use_known(self, choice: PlanChoice, traced: Traced, folder: Path | Programs) -> bool:
         """Use a program that was compiled before; return whether there is one, or it is known to be of no use."""
-        refusal, wrong = find_refusal(folder, traced.digest), traced.explain_wrong()
-        if refusal is None and wrong is not None:
-            refuse_program(folder, traced.digest, wrong)
-        if refusal := refusal or wrong:
+        if refusal := find_refusal(folder, traced.digest):
             log.info("its program is not compiled: %s; keeping batching mode %s", refusal, choice.plan.batching)
             return True
         program = load_program(folder, traced.digest)

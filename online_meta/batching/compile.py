@@ -73,15 +73,6 @@ class Traced(NamedTuple):
         """The number of operations in the program."""
         return len(self.graph.graph.nodes)
 
-    def explain_wrong(self) -> str | None:
-        """Say why the compiled program is known to come out wrong; None if that is not known.
-
-        The graph shows it, whatever module the user has built: a batch normalisation of torch's is one operation there.
-        """
-        calls = (node.target for node in self.graph.graph.nodes if node.op == "call_function")
-        found = next((str(target) for target in calls if "batch_norm" in str(target)), None)
-        return found and f"it has {found}, of which the compiler makes wrong second derivatives"
-
 
 def trace(
     stacked_sum: StackedSum,

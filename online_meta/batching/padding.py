@@ -9,9 +9,8 @@ from torch.utils._pytree import tree_leaves
 
 from online_meta.batches import as_named, count_samples, first_tensor, from_named, select_samples
 from online_meta.functional.classes import IGNORED_CLASS
-from online_meta.functional.model import ModelLoss
 from online_meta.tree import sum_of_squares, to_float64
-from online_meta.types import Batch, LossFn, Meta, MetaGrad, MetaGradient, OutputFn, Params, Task, Tensors
+from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
 
 Sizes = tuple[int, ...]
 """The numbers of support and query samples of a task, and then the length of each sequence that has a mask, by name."""
@@ -160,34 +159,3 @@ def relative_error(found: MetaGrad, reference: MetaGrad) -> float:
     pairs = list(zip(tree_leaves(found), tree_leaves(reference), strict=True))
     far = sum(float(sum_of_squares(to_float64(a) - to_float64(b))) for a, b in pairs)
     return float((far / max(sum(float(sum_of_squares(b)) for _, b in pairs), 1e-300)) ** 0.5)
-
-
-def explain_mixed_samples(loss: LossFn, params: Params, batch: Batch) -> str | None:
-    """Say that a model lets the samples of a batch influence each other; None if it does not.
-
-    One sample is replaced, in training and in evaluation mode: the outputs for all others must stay as they are.
-    """
-    if not isinstance(loss, ModelLoss) or count_samples(batch) < 3:
-        return None
-    for output in (loss.output,) if loss.random else (loss.training, loss.output):
-        if _mixes(output, params, batch.x):
-            return (
-                "changing one sample changes what the model returns for the others, so the samples of a set influence "
-                "each other, as in batch normalisation in training mode"
-            )
-    return None
-
-
-def _mixes(output: OutputFn, params: Params, x: Tensors) -> bool:
-    named = as_named(x)
-    other = {name: torch.cat([_change(one[:1], one[1:2]), one[1:]]) for name, one in named.items()}
-    with torch.no_grad():
-        pair = [as_named(output(params, one)) for one in (x, from_named(other))]
-    return any(
-        not torch.allclose(a[1:].double(), b[1:].double(), rtol=1e-4, atol=1e-6, equal_nan=True)
-        for a, b in zip(pair[0].values(), pair[1].values(), strict=True)
-    )
-
-
-def _change(sample: Tensor, other: Tensor) -> Tensor:
-    return 3 * other + 1 if sample.is_floating_point() else other

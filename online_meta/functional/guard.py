@@ -51,6 +51,13 @@ def find_stateful_layers(module: nn.Module) -> Iterator[str]:
             yield found
 
 
+def find_mixing_layers(module: nn.Module) -> Iterator[str]:
+    """Yield a description of each layer of batch normalisation that uses the statistics of the batch itself."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None):
+            yield describe(name, layer)
+
+
 def explain_state(name: str, layer: nn.Module) -> str | None:
     """Say why ``layer`` is no function of its weights, and the cure; None if its class changes nothing when called."""
     here = describe(name, layer)
@@ -233,6 +240,7 @@ class LossGuard:
         reference: (params, x) -> what the user's own module gives. It raises when the module is gone.
         repeatable: whether two calls must give the same output: the model counts as one without random numbers.
         compares: whether the first call compares the output with that of a second call and of the module. Learners do.
+        separate: whether the samples of a batch are known not to influence each other.
     """
 
     faults: tuple[str, ...]
@@ -240,6 +248,7 @@ class LossGuard:
     reference: OutputFn
     repeatable: bool
     compares: bool = False
+    separate: bool = False
     _fitting: set[Any] = field(default_factory=set)
     _tried: bool = False
 
@@ -251,13 +260,13 @@ class LossGuard:
         """Return the output for ``x``. Raises ``ValueError`` if it is not that of the user's model."""
         if self.faults:
             raise ValueError("; ".join(self.faults))
-        return output(params, x) if self._tried or _is_abstract() else self._call_first(output, params, x)
+        return output(params, x) if self._tried or is_abstract() else self._call_first(output, params, x)
 
     def judge(self, criterion: Criterion, found: Tensors, y: Tensors) -> Tensor:
         """Return the loss of the output ``found``. Raises ``ValueError`` if output and targets do not fit the loss."""
         if not (isinstance(found, Tensor) and isinstance(y, Tensor)):
             return criterion(found, y)
-        abstract = _is_abstract()
+        abstract = is_abstract()
         key = (abstract, found.shape, y.shape, y.dtype)
         if key in self._fitting:
             return criterion(found, y)
@@ -353,7 +362,7 @@ class CheckedLoss:
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """Return the loss of ``batch``. Raises ``ValueError`` if it is no function of ``params`` and ``batch``."""
-        if self._checked or _is_abstract():
+        if self._checked or is_abstract():
             return self._loss(params, batch)
         given = {f"the weight {name!r}": value for name, value in params.items()}
         given |= name_tensors("its input x", batch.x) | name_tensors("the targets y", batch.y)
@@ -419,6 +428,6 @@ def _same_random_numbers(like: Tensors) -> Callable[[], AbstractContextManager[N
     return capture_generator_state([x.device.index or 0] if x.is_cuda else [])
 
 
-def _is_abstract() -> bool:
+def is_abstract() -> bool:
     """Return whether tensors have no values of their own here: under ``vmap``, or where operations are recorded."""
     return is_transformed() or torch._C._len_torch_dispatch_stack() > 0

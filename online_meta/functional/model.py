@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from online_meta import outcomes, registry
-from online_meta.batches import map_tensors
+from online_meta.batches import as_named, count_samples, from_named, map_tensors, select_samples
 from online_meta.functional.activation_checkpoint import recompute_blocks
 from online_meta.functional.calling import read_arguments, take_output
 from online_meta.functional.classes import find_right
@@ -22,7 +22,9 @@ from online_meta.functional.guard import (
     Criterion,
     LossGuard,
     explain_misfit,
+    find_mixing_layers,
     find_stateful_layers,
+    is_abstract,
 )
 from online_meta.functional.intent import Intent, declare_intent
 from online_meta.functional.stateless import (
@@ -151,6 +153,7 @@ class ModelLoss:
         features: (params, x) -> the input of the model's head in evaluation mode, under the head's name; see
             ``compute_features``. None for a loss that was not made by ``model_loss``, or a model that is not copied.
         masks: the names of inputs that are sequences, each with the name of the input that is its mask.
+        mixing: descriptions of the layers of torch's that let the samples of a batch influence each other in training.
     """
 
     output: OutputFn
@@ -165,14 +168,35 @@ class ModelLoss:
     intent: Intent = field(default=Intent(), compare=False)
     features: Callable[[Params, Tensors], Params] | None = field(default=None, compare=False)
     masks: Mapping[str, str] = field(default_factory=dict, compare=False)
+    mixing: tuple[str, ...] = ()
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """Return the scalar loss of ``batch`` under ``params`` in training mode.
 
         Raises ``ValueError`` if the module is no function of its weights, or output and targets do not fit the loss.
         """
+        return self.judge(self.call_training(params, batch.x), batch)
+
+    def call_training(self, params: Params, x: Tensors) -> Tensors:
+        """Return the output for ``x`` in training mode. Raises ``ValueError`` if the module is not pure."""
+        return _call(None if self.guards is None else self.guards[0], self.training, params, x)
+
+    def judge(self, output: Tensors, batch: Batch) -> Tensor:
+        """Return the loss of the ``output`` of training mode. Raises ``ValueError`` if it does not fit the targets."""
+        return self._judge(None if self.guards is None else self.guards[0], output, batch)
+
+    def require_separate_samples(self, params: Params, batch: Batch) -> None:
+        """Raise ``ValueError`` if the model lets the samples of a batch influence each other; it is asked once.
+
+        Where tensors have no values, as under ``vmap``, nothing is asked.
+        """
         guard = None if self.guards is None else self.guards[0]
-        return self._judge(guard, _call(guard, self.training, params, batch.x), batch)
+        if guard is None or guard.separate or is_abstract():
+            return
+        mixed = explain_mixed_samples(self, params, select_samples(batch, slice(0, 3)))
+        if mixed is not None:
+            raise ValueError(f"a set of samples cannot be computed in chunks: {mixed}")
+        guard.separate = True
 
     def evaluate(self, params: Params, batch: Batch) -> Tensor:
         """Return the scalar loss of ``batch`` under ``params`` in evaluation mode, without dropout."""
@@ -264,6 +288,7 @@ def model_loss(
         _make_guard(module, tensors, random, precision, output, repeatable),
     )
     features = _features(module, tensors, random, precision, output)
+    mixing = tuple(find_mixing_layers(module))
 
     def build(again: Sequence[str], without_recompute: ModelLoss | None) -> ModelLoss:
         training = _precise(_output(module, tensors, again, random, part=output), precision)
@@ -271,7 +296,7 @@ def model_loss(
         if random:
             evaluated = _precise(_output(module, tensors, again, False, evaluate=True, part=output), precision)
         shared = tensors.frozen, bytes_of(tensors.constants), without_recompute, tensors, guards, intent, features
-        return ModelLoss(evaluated, outcome, training, random, *shared)
+        return ModelLoss(evaluated, outcome, training, random, *shared, mixing=mixing)
 
     return build(recompute, build((), None) if recompute else None)
 
@@ -386,6 +411,37 @@ def find_unfaithful_outputs(loss: LossFn, params: Params, batches: Iterable[Batc
                 if difference:
                     yield difference
                     return
+
+
+def explain_mixed_samples(loss: LossFn, params: Params, batch: Batch) -> str | None:
+    """Say that a model lets the samples of a batch influence each other; None if it does not.
+
+    One sample is replaced, in training and in evaluation mode: the outputs for all others must stay as they are.
+    """
+    if not isinstance(loss, ModelLoss) or count_samples(batch) < 3:
+        return None
+    for output in (loss.output,) if loss.random else (loss.training, loss.output):
+        if _mixes(output, params, batch.x):
+            return (
+                "changing one sample changes what the model returns for the others, so the samples of a set influence "
+                "each other, as in batch normalisation in training mode"
+            )
+    return None
+
+
+def _mixes(output: OutputFn, params: Params, x: Tensors) -> bool:
+    named = as_named(x)
+    other = {name: torch.cat([_change(one[:1], one[1:2]), one[1:]]) for name, one in named.items()}
+    with torch.no_grad():
+        pair = [as_named(output(params, one)) for one in (x, from_named(other))]
+    return any(
+        not torch.allclose(a[1:].double(), b[1:].double(), rtol=1e-4, atol=1e-6, equal_nan=True)
+        for a, b in zip(pair[0].values(), pair[1].values(), strict=True)
+    )
+
+
+def _change(sample: Tensor, other: Tensor) -> Tensor:
+    return 3 * other + 1 if sample.is_floating_point() else other
 
 
 def evaluation_loss(loss: LossFn) -> LossFn:

@@ -2,17 +2,31 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from online_meta.batches import count_samples, map_tensors
 from online_meta.functional.autodiff import is_transformed, vjp
 from online_meta.functional.double_backward import math_attention
-from online_meta.inner import Inner, count_steps, fast_weights, init_carry, query_loss, slow_weights, step
+from online_meta.functional.model import ModelLoss
+from online_meta.functional.randomness import INIT_STEP
+from online_meta.inner import (
+    Inner,
+    count_steps,
+    drawing,
+    effective_params,
+    fast_weights,
+    init_carry,
+    query_loss,
+    slow_weights,
+    step,
+)
 from online_meta.tree import add, scale, zeros
-from online_meta.types import Batch, Carry, Meta, MetaGrad, Task
+from online_meta.types import Batch, Carry, Meta, MetaGrad, Task, Tensors
 
 Tree = TypeVar("Tree")
 
@@ -100,6 +114,25 @@ def require_cut(cut: int | None) -> int | None:
     raise ValueError(f"cut is {cut}: the gradient passes through at least 1 inner step")
 
 
+def require_query_chunk(inner: Inner, rows: int | None) -> None:
+    """Raise ``ValueError`` if the query loss cannot be differentiated with a graph of ``rows`` samples at a time."""
+    if rows is None:
+        return
+    if rows < 1:
+        raise ValueError(f"query_chunk is {rows}: the query set is computed in parts of at least 1 sample")
+    if not isinstance(inner.loss, ModelLoss):
+        raise ValueError(
+            f"query_chunk is {rows}, but the loss is not one of om.model_loss: only the output of these is known, and "
+            "can be computed in parts"
+        )
+    if inner.loss.mixing:
+        raise ValueError(
+            f"query_chunk is {rows}, but {', '.join(inner.loss.mixing)} normalises each sample by all others of its "
+            "batch, so that the query set cannot be computed in parts: leave query_chunk out, or use GroupNorm or "
+            "LayerNorm"
+        )
+
+
 def pull_back(
     inner: Inner,
     meta: Meta,
@@ -111,6 +144,7 @@ def pull_back(
     weights: Sequence[float] | None = None,
     judge: Judge | None = None,
     cut: int | None = None,
+    query_chunk: int | None = None,
 ) -> MetaGrad:
     """Return the query loss and its gradient by lambda_k = (d step_k / d carry_k)^T lambda_{k+1}.
 
@@ -122,10 +156,11 @@ def pull_back(
     v_k grad f(phi_k). With a ``judge``, f is judge(slow weights and rule, carry_k) instead of the query loss. With
     ``cut`` = n, the adjoint of phi and state is set to 0 before steps n, 2n, ..., so that each loss reaches back to the
     last of them only (truncated back-propagation: Williams & Peng, 1990). A support set without rows takes no step.
+    With a ``query_chunk``, the graph of f holds that many query samples at a time.
     """
     with torch.no_grad(), math_attention():  # To select the kernel at each call of the model is slower.
         slow = Meta(slow_weights(inner, meta.weights), meta.rule)
-        judge = judge or _judge_by_query(inner, task)
+        differentiate = _choose_differentiation(inner, task.query, judge, query_chunk)
         count = count_steps(inner, task.support)
         weights = [0.0] * count + [1.0] if weights is None else weights if count else [sum(weights)]
         segment_length = math.isqrt(max(count - 1, 0)) + 1 if rematerialise else max(count, 1)
@@ -139,13 +174,13 @@ def pull_back(
             steps = range(first, min(first + segment_length, count))
             recorded, carry = _record_steps(store, run_step, slow, segment_starts[-1], carry, steps)
 
-        found = _differentiate(judge, slow, carry, weights[count])
+        found = differentiate(slow, carry, weights[count])
         for first in reversed(range(0, count, segment_length)):
             start = segment_starts.pop()
             if first + segment_length < count:
                 recorded = _record_steps(store, run_step, slow, start, start(), range(first, first + segment_length))[0]
             while recorded:
-                found = _pull_back_step(judge, slow, recorded.pop(), found, weights, cut)
+                found = _pull_back_step(differentiate, slow, recorded.pop(), found, weights, cut)
         return MetaGrad(found.loss, pull_back_through_init(inner, meta, task, found.total, found.adjoint))
 
 
@@ -158,7 +193,12 @@ class _Gradient(NamedTuple):
 
 
 def _pull_back_step(
-    judge: Judge, slow: Meta, inner_step: InnerStep, after: _Gradient, weights: Sequence[float], cut: int | None
+    differentiate: "_Differentiate",
+    slow: Meta,
+    inner_step: InnerStep,
+    after: _Gradient,
+    weights: Sequence[float],
+    cut: int | None,
 ) -> _Gradient:
     """Pull the gradient after an inner step back to the carry before it, and add that of the loss there."""
     k, stored, step_fn = inner_step
@@ -168,17 +208,62 @@ def _pull_back_step(
     if cut is not None and k and k % cut == 0:
         adjoint = zeros(adjoint)
     found = _Gradient(after.loss, add(after.total, share), adjoint)
-    return add(found, _differentiate(judge, slow, carry, weights[k])) if weights[k] else found
+    return add(found, differentiate(slow, carry, weights[k])) if weights[k] else found
 
 
-def _judge_by_query(inner: Inner, task: Task) -> Judge:
-    return lambda slow, carry: query_loss(inner, slow, carry.phi, task.query)
+_Differentiate = Callable[[Meta, Carry, float], _Gradient]
+"""(slow weights and rule, carry, weight of the loss) -> the weighted loss and its gradients."""
+
+
+def _choose_differentiation(inner: Inner, query: Batch, judge: Judge | None, rows: int | None) -> _Differentiate:
+    if judge is not None:
+        return partial(_differentiate, judge)
+    if rows is not None and rows < count_samples(query):
+        return partial(_differentiate_in_chunks, inner, query, rows)
+    return partial(_differentiate, lambda slow, carry: query_loss(inner, slow, carry.phi, query))
 
 
 def _differentiate(judge: Judge, slow: Meta, carry: Carry, weight: float) -> _Gradient:
     loss, pull = vjp(judge, slow, carry)
     result = _Gradient(loss, *pull(torch.ones_like(loss)))
     return result if weight == 1.0 else scale(result, weight)
+
+
+def _differentiate_in_chunks(
+    inner: Inner, query: Batch, rows: int, slow: Meta, carry: Carry, weight: float
+) -> _Gradient:
+    """Differentiate the query loss with a graph of ``rows`` samples at a time.
+
+    The outputs of all samples come first. The loss and its gradient by the outputs are those of the whole set, so any
+    loss is exact. Each chunk is then computed again, and pulls its part of that gradient back. The graph of the last
+    chunk is kept from the first time.
+    """
+    loss = inner.loss
+    assert isinstance(loss, ModelLoss)
+    *firsts, last = [
+        map_tensors(lambda tensor, at=at: tensor[at : at + rows], query.x)
+        for at in range(0, count_samples(query), rows)
+    ]
+    with drawing(inner, query, INIT_STEP, "query"):
+        params, pull_view = vjp(lambda slow, carry: effective_params(inner, slow, carry.phi), slow, carry)
+        loss.require_separate_samples(params, query)
+        outputs = [loss.call_training(params, x) for x in firsts]
+        output, pull_last = vjp(lambda params: loss.call_training(params, last), params)
+    value, pull_loss = vjp(
+        lambda output: loss.judge(output, query), map_tensors(lambda *parts: torch.cat(parts), *outputs, output)
+    )
+    (cotangent,) = pull_loss(torch.full_like(value, weight))
+    (total,) = pull_last(_take_rows(cotangent, len(firsts), rows))
+    with drawing(inner, query, INIT_STEP, "query"):  # the same numbers again
+        params = effective_params(inner, slow, carry.phi)
+        for k, x in enumerate(firsts):
+            pull = vjp(lambda params, x=x: loss.call_training(params, x), params)[1]
+            total = add(total, pull(_take_rows(cotangent, k, rows))[0])
+    return _Gradient(value * weight, *pull_view(total))
+
+
+def _take_rows(cotangent: Tensors, k: int, rows: int) -> Tensors:
+    return map_tensors(lambda tensor: tensor[k * rows : (k + 1) * rows], cotangent)
 
 
 def _store_on_device(carry: Carry) -> StoredCarry:

@@ -8,11 +8,17 @@ from torch.utils._pytree import tree_map
 
 from online_meta.functional.autodiff import is_transformed, outside_inference_mode
 from online_meta.inner import Inner, apply_update, see_support, support_loss
-from online_meta.metagrads._adjoint import StepFn, pull_back, require_cut, require_step_weights
+from online_meta.metagrads._adjoint import StepFn, pull_back, require_cut, require_query_chunk, require_step_weights
 from online_meta.types import Batch, Carry, Meta, MetaGrad, MetaGradient, Seen, Task
 
 
-def first_order(inner: Inner, *, step_weights: Sequence[float] | None = None, cut: int | None = None) -> MetaGradient:
+def first_order(
+    inner: Inner,
+    *,
+    step_weights: Sequence[float] | None = None,
+    cut: int | None = None,
+    query_chunk: int | None = None,
+) -> MetaGradient:
     """Return the estimator that treats every inner gradient g_k = grad L(phi_k) as a constant.
 
     The loss L(phi_k), if the rule reads it, is not held constant (Andrychowicz et al., NeurIPS 2016, section 2.1).
@@ -23,15 +29,18 @@ def first_order(inner: Inner, *, step_weights: Sequence[float] | None = None, cu
         inner: the inner loop of K steps.
         step_weights: weights of the losses after each step, as in ``exact``. None for f(phi_K).
         cut: the number of steps that a loss is differentiated through at most, as in ``exact``. None for all.
+        query_chunk: the largest number of query samples whose graph is held at once, as in ``exact``. None for all.
 
     Returns:
         A function (meta, task) -> the query loss and the first-order gradient.
 
     Raises:
-        ValueError: if there are not K ``step_weights``, one is negative or all are 0, or if ``cut`` is below 1.
+        ValueError: if there are not K ``step_weights``, one is negative or all are 0, if ``cut`` is below 1, or if the
+            query set cannot be computed in chunks.
     """
     weights = None if step_weights is None else require_step_weights(step_weights, inner.steps)
     require_cut(cut)
+    require_query_chunk(inner, query_chunk)
 
     def gradient(meta: Meta, task: Task) -> MetaGrad:
         def run_step(slow: Meta, carry: Carry, k: int) -> tuple[Carry, StepFn]:
@@ -44,7 +53,7 @@ def first_order(inner: Inner, *, step_weights: Sequence[float] | None = None, cu
 
             return after, step_fn
 
-        return pull_back(inner, meta, task, run_step, weights=weights, cut=cut)
+        return pull_back(inner, meta, task, run_step, weights=weights, cut=cut, query_chunk=query_chunk)
 
     return outside_inference_mode(gradient)
 

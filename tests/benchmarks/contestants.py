@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,18 @@ def stack_tasks(tasks: list[Task]) -> Task:
     return found
 
 
-def prepare_ours(how: str, *, rematerialise: bool = False) -> Prepare:
-    """Return the contestant for a batching mode of this package; all but the loop get stacked tasks, like JAX."""
+CHUNK = 25
+
+
+def prepare_ours(how: str, **options: Any) -> Prepare:
+    """Return the contestant for a batching mode of this package; all but the loop get stacked tasks, like JAX.
+
+    ``options`` are those of ``exact``.
+    """
 
     def prepare(work: Work, weights: Params, tasks: list[Task], programs: Path) -> Callable[[], MetaGrad]:
         inner = om.Inner(om.model_loss(work.module(), work.loss), om.rules.sgd(lr=work.lr), work.steps)
-        mean = om.over_tasks(om.exact(inner, rematerialise=rematerialise), how, folder=programs)
+        mean = om.over_tasks(om.exact(inner, **options), how, folder=programs)
         meta, given = inner.init(weights), tasks if how == "loop" else stack_tasks(tasks)
         return lambda: mean(meta, given)
 
@@ -115,6 +122,7 @@ def _load_module(work: Work, weights: Params) -> nn.Module:
 CONTESTANTS: dict[str, Prepare] = {
     **{f"ours, {how}": prepare_ours(how) for how in ("loop", "vmap", "traced", "compiled")},
     "ours, rematerialised": prepare_ours("loop", rematerialise=True),
+    f"ours, {CHUNK} queries at a time": prepare_ours("loop", query_chunk=CHUNK),
     "unrolled": prepare_unrolled,
     "higher": prepare_higher,
     "torchopt": prepare_torchopt,

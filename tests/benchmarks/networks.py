@@ -14,12 +14,15 @@ def sinusoid_mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
 
 
-def conv4(ways: int, filters: int = 64, side: int = 84) -> nn.Module:
-    """Four blocks of convolution, BatchNorm by batch statistics, ReLU and pooling (Vinyals et al., NIPS 2016)."""
+def conv4(ways: int, filters: int = 64, side: int = 84, groups: int | None = None) -> nn.Module:
+    """Four blocks of convolution, BatchNorm by batch statistics, ReLU and pooling (Vinyals et al., NIPS 2016).
+
+    With a number of ``groups``, GroupNorm takes the place of BatchNorm.
+    """
     layers: list[nn.Module] = []
     for channels in (3, filters, filters, filters):
-        layers += [nn.Conv2d(channels, filters, 3, padding=1), nn.BatchNorm2d(filters, track_running_stats=False)]
-        layers += [nn.ReLU(), nn.MaxPool2d(2)]
+        norm = nn.GroupNorm(groups, filters) if groups else nn.BatchNorm2d(filters, track_running_stats=False)
+        layers += [nn.Conv2d(channels, filters, 3, padding=1), norm, nn.ReLU(), nn.MaxPool2d(2)]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(filters * (side // 16) ** 2, ways))
 
 

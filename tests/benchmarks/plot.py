@@ -16,6 +16,7 @@ COLOURS = {
     "ours, vmap": "#6baed6",
     "ours, loop": "#2171b5",
     "ours, rematerialised": "#9ecae1",
+    "ours, 25 queries at a time": "#9ecae1",
     "higher": "#a1a1a1",
     "torchopt": "#c7c7c7",
     "JAX": "#e6862d",

@@ -10,9 +10,10 @@ import online_meta as om
 from online_meta.batches import map_tensors
 from online_meta.batching import autotune, task_sum
 from online_meta.batching.autotune import Autotuner
-from online_meta.batching.padding import choose_sizes, explain_mixed_samples, measure, pad_task
+from online_meta.batching.padding import choose_sizes, measure, pad_task
 from online_meta.batching.plan import ExecutionPlan, signature_of
 from online_meta.batching.task_sum import TaskSum
+from online_meta.functional.model import explain_mixed_samples
 from online_meta.rules.ridge_head import ridge_head
 from online_meta.testing.compare import assert_close
 from tests.numerics.problems import problem
