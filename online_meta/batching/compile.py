@@ -32,7 +32,7 @@ from online_meta.batching.programs import (
     package_path,
     record_path,
 )
-from online_meta.functional.recording import flatten, record_operations, unflatten
+from online_meta.functional.recording import flatten, record_operations
 from online_meta.types import Meta, MetaGrad, Task
 
 
@@ -103,11 +103,11 @@ def as_stacked_sum(program: Program) -> StackedSum:
     """Wrap a flat program, traced or compiled, as a sum over stacked tasks."""
 
     def stacked_sum(meta: Meta, stacked: Task, weights: Tensor) -> MetaGrad:
-        leaves: list[Tensor] = []
-        structure = flatten(meta, leaves)
-        flatten((stacked, weights), leaves)
-        loss, *grads = program(*leaves)
-        return MetaGrad(loss, unflatten(structure, iter(grads)))
+        leaves = [*meta.weights.values(), *meta.rule.values()]
+        flatten(stacked, leaves)
+        loss, *grads = program(*leaves, weights)
+        first, others = zip(meta.weights, grads, strict=False), grads[len(meta.weights) :]
+        return MetaGrad(loss, Meta(dict(first), dict(zip(meta.rule, others, strict=True))))
 
     return stacked_sum
 

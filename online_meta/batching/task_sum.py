@@ -82,6 +82,7 @@ class TaskSum:
         self._folder = folder
         self._stacked_sums: dict[ExecutionPlan, StackedSum] = {}
         self._like: Meta | None = None
+        self._shares: tuple[tuple[float, ...], Tensor] = (), torch.empty(0)
 
     def example(self, task: Task) -> Task:
         """Return a task of the shape in which a sum meets ``task``."""
@@ -148,7 +149,9 @@ class TaskSum:
     def _sum_at_once(self, plan: ExecutionPlan, meta: Meta, tasks: StackedTasks, weights: Sequence[float]) -> MetaGrad:
         rows = len(tasks) if plan.batching == "vmap" else plan.tasks
         stacked, spare = tasks.stack(rows), [0.0] * (rows - len(tasks))
-        shares = weights_like(next(iter(meta.weights.values())), [*weights, *spare])
+        if self._shares[0] != (found := (*weights, *spare)):  # Most policies give each task the same weight.
+            self._shares = found, weights_like(next(iter(meta.weights.values())), found)
+        shares = self._shares[1]
         return self._stacked_sum(plan, meta, stacked, shares)(meta, stacked, shares)
 
     @outside_inference_mode
@@ -206,17 +209,21 @@ SkippingSum = Callable[[Meta, Sequence[Task], Sequence[ReplaySample]], tuple[Met
 """(meta, tasks, their replay samples) -> the weighted sum of the finite gradients, and the sum of their shares."""
 
 
-def sum_skipping_nonfinite(task_sum: TaskSum) -> SkippingSum:
+def sum_skipping_nonfinite(task_sum: TaskSum, *, check: bool = True) -> SkippingSum:
     """Return a sum that leaves out tasks whose loss or gradient is not finite, and their shares.
 
     Otherwise one such task would make every meta-step that replays it fail. The tasks are recomputed one by one only
-    if their sum is not finite, so finite sums cost nothing extra. Over no tasks the sum is zeros and the share is 0.
+    if their sum is not finite. Over no tasks the sum is zeros and the share is 0.
+
+    Args:
+        task_sum: sums the gradients of all tasks.
+        check: whether the sum is checked; if not, no task is left out, and the caller finds out.
     """
 
     def sum_tasks(meta: Meta, tasks: Sequence[Task], samples: Sequence[ReplaySample]) -> tuple[MetaGrad, float]:
         if tasks:
             total = task_sum(meta, tasks, [sample.weight for sample in samples])
-            if is_finite(total):
+            if not check or is_finite(total):
                 return total, sum(sample.share for sample in samples)
         return _one_by_one(task_sum.gradient, meta, tasks, samples, lambda gradient: None)
 

@@ -99,6 +99,12 @@ class FollowTheMetaLeader(ParameterLearner):
             else sum_with_measurements(gradient, measure, self._sampler.observe)
         )
         self._gradient_sum = GradientSum(sum_tasks, failures)
+        # The engine finds out whether a gradient is finite, and no other rank adds to it: it need not be checked before.
+        self._first_sum = (
+            GradientSum(sum_skipping_nonfinite(self.task_sum, check=False), failures)
+            if measure is None and engine.world == 1
+            else self._gradient_sum
+        )
         self._buffer: ReplayBuffer = MemoryReplayBuffer() if buffer is None else buffer
         self._schedule: Schedule = constant() if schedule is None else schedule
 
@@ -156,9 +162,11 @@ class FollowTheMetaLeader(ParameterLearner):
         samples = self._sampler.draw_samples(step)
         distribute_samples(self.engine, self._buffer, samples)
         tasks = DrawnTasks(self._draw, self._buffer, self._seed, self.round - 1, step)
-        total = sum_gradients(self.engine, self._gradient_sum, tasks, samples)
+        report = self.engine.apply(*sum_gradients(self.engine, self._first_sum, tasks, samples))
+        if report.skipped is not None and self._first_sum is not self._gradient_sum:
+            report = self.engine.apply(*sum_gradients(self.engine, self._gradient_sum, tasks, samples))
         self._sampler.finish_step(local_samples(self.engine, samples))
-        return [sample.round for sample in samples], self.engine.apply(*total)
+        return [sample.round for sample in samples], report
 
     def save(self, keep: TensorFilter | None = None) -> Params:
         """Return the state of the engine and of the replay policy; everything else follows from the history."""

@@ -84,12 +84,15 @@ def request_generator(request: ReplayRequest) -> np.random.Generator:
 
 def sample_uniformly(rounds: Sequence[int] | NDArray[np.int64], count: int, random: np.random.Generator) -> list[int]:
     """Draw min(count, len(rounds)) distinct ``rounds`` uniformly; return all of them in order if they fit."""
-    if len(rounds) <= count:
+    most = len(rounds)
+    if most <= count:
         return [int(round) for round in rounds]
     # Redrawing duplicates needs O(count) memory; a permutation would need O(len(rounds)).
     chosen: dict[int, None] = {}
     while len(chosen) < count:  # Numbers drawn together are those that would be drawn one by one.
-        chosen |= dict.fromkeys(random.integers(len(rounds), size=count - len(chosen)).tolist())
+        chosen |= dict.fromkeys(random.integers(most, size=count - len(chosen)).tolist())
+    if isinstance(rounds, range) and rounds.start == 0 and rounds.step == 1:
+        return [*chosen]
     return [int(rounds[index]) for index in chosen]
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import overload
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from online_meta.batches import map_tensors
+from online_meta.batches import first_tensor, map_tensors
 from online_meta.batching.plan import signature_of
 from online_meta.types import Task
 
@@ -44,7 +45,8 @@ class StackedTasks(Sequence[Task]):
     def stack(self, rows: int) -> Task:
         """Return a copy of all tasks, stacked; the first one again and again, up to ``rows`` of them."""
         spare = [self._positions[0]] * (rows - len(self))
-        chosen = torch.tensor([*self._positions, *spare], device=tree_leaves(self._rows)[0].device)
+        # A tensor is made of an array in a fifth of the time that it takes to make it of a list.
+        chosen = torch.from_numpy(np.array([*self._positions, *spare])).to(first_tensor(self._rows.support.x).device)
         return map_tensors(lambda leaf: leaf.index_select(0, chosen), self._rows)
 
 
