@@ -119,7 +119,8 @@ class MetaOptimizer:
         self._grads: list[Tensor] = []
         self._grad_views: list[Tensor] = []
         self._name, self._clip_norm, self._lr = name, clip_norm, lr
-        self._fused, self._fused_step = fused, None
+        self._fused = fused
+        self._fused_step: FusedStep | None = None
 
     @cached_property
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -341,9 +342,11 @@ def make_optimizer(
     return OPTIMIZERS[name](list(parameters), lr=lr, **checked)  # type: ignore[call-arg]
 
 
-def find_fused_step(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]
-) -> Callable[[list[Tensor], float], None] | None:
+FusedStep = Callable[[list[Tensor], float], None]
+"""(gradients, learning rate) -> nothing; it changes the parameters."""
+
+
+def find_fused_step(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> FusedStep | None:
     """Return a function (gradients, learning rate) that makes one step of Adam or AdamW by one operation of torch.
 
     It changes the state of ``optimizer``, which must have made a step. It is None if there is no such operation.

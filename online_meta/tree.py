@@ -46,7 +46,8 @@ def norm(tree: Any) -> Tensor:
 def sum_of_squares(tensor: Tensor) -> Tensor:
     """Return the sum of the squared magnitudes of all entries, a scalar in float64."""
     wide = torch.complex128 if tensor.is_complex() else torch.float64
-    return torch.linalg.vector_norm(tensor, dtype=wide).square()  # It makes no copy in float64.
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=wide)  # It makes no copy in float64.
+    return norm.square()
 
 
 def to_float64(tree: Tree) -> Tree:

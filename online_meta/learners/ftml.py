@@ -99,7 +99,7 @@ class FollowTheMetaLeader(ParameterLearner):
             else sum_with_measurements(gradient, measure, self._sampler.observe)
         )
         self._gradient_sum = GradientSum(sum_tasks, failures)
-        # The engine finds out whether a gradient is finite, and no other rank adds to it: it need not be checked before.
+        # A single engine finds out itself whether the gradient is finite: it need not be checked before.
         self._first_sum = (
             GradientSum(sum_skipping_nonfinite(self.task_sum, check=False), failures)
             if measure is None and engine.world == 1

@@ -1,6 +1,7 @@
 """Keep the tasks of past rounds as stacked tensors, so that a meta-step reads those that it revisits at once."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch.utils._pytree import tree_leaves
 from online_meta.batches import first_tensor, map_tensors
 from online_meta.batching.plan import signature_of
 from online_meta.types import Task
+
+log = logging.getLogger(__name__)
 
 FIRST_ROWS = 64
 """The number of tasks for which a stack has room at first; it doubles when it is full."""
@@ -50,12 +53,26 @@ class StackedTasks(Sequence[Task]):
         return map_tensors(lambda leaf: leaf.index_select(0, chosen), self._rows)
 
 
-class TaskStack:
-    """The tasks of past rounds that have the signature of the first one, up to a limit of memory."""
+Extend = Callable[[Tensor], Tensor]
+"""Returns a tensor with a given one's rows and room for as many more; raises ``OSError`` if there is no room."""
 
-    def __init__(self, limit_bytes: int) -> None:
-        """Start with no task."""
-        self._limit_bytes = limit_bytes
+
+def extend_in_memory(rows: Tensor) -> Tensor:
+    """Return a tensor with twice as many rows, of which the first ones are given."""
+    return torch.cat([rows, torch.empty_like(rows)])
+
+
+class TaskStack:
+    """The tasks of past rounds that have the signature of the first one, up to a limit of memory and then of disk."""
+
+    def __init__(self, limit_bytes: int, extend_beyond: Extend | None = None) -> None:
+        """Start with no task.
+
+        Args:
+            limit_bytes: of the tasks in memory.
+            extend_beyond: makes room for more tasks than that, elsewhere; None for no more tasks.
+        """
+        self._limit_bytes, self._extend_beyond = limit_bytes, extend_beyond
         self._position: dict[int, int] = {}
         self._rows: Task | None = None
         self._signature = ""
@@ -71,11 +88,10 @@ class TaskStack:
         elif signature_of(task) != self._signature:
             return
         row = len(self._position)
-        if row == len(tree_leaves(self._rows)[0]):
-            if 2 * sum(leaf.nbytes for leaf in tree_leaves(self._rows)) > self._limit_bytes:
-                self.is_full = True
+        if row == len(first_tensor(self._rows.support.x)):
+            self._grow(self._rows)
+            if self.is_full:
                 return
-            self._rows = map_tensors(lambda leaf: torch.cat([leaf, torch.empty_like(leaf)]), self._rows)
         self._position[round] = row
 
         def write(leaf: Tensor, value: Tensor) -> Tensor:
@@ -83,6 +99,17 @@ class TaskStack:
             return leaf
 
         map_tensors(write, self._rows, task)
+
+    def _grow(self, rows: Task) -> None:
+        """Make room for twice as many tasks."""
+        in_memory = 2 * sum(leaf.nbytes for leaf in tree_leaves(rows)) <= self._limit_bytes
+        extend = extend_in_memory if in_memory else self._extend_beyond
+        try:
+            self._rows = map_tensors(extend, rows) if extend else self._rows
+        except OSError as error:
+            log.info("no more tasks are stacked, and meta-steps read those that they revisit one by one: %s", error)
+            extend = None
+        self.is_full = extend is None
 
     def find(self, rounds: Sequence[int]) -> StackedTasks | None:
         """Return the tasks of rounds; None if it has not kept all of them, or there are none."""

@@ -1,12 +1,16 @@
 """Prefetching returns the same tasks sooner, is bounded, and raises errors where a task is requested."""
 
+import errno
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from online_meta.replay import _task_stacks
 from online_meta.types import Task
 from streams.formats import wire
 from streams.history.errors import HistoryDamaged
@@ -15,7 +19,7 @@ from streams.sources.sinusoid import make_task
 from streams.types import Record
 from tests.support.daemon import wait_for
 from trainers.loop import task_prefetch
-from trainers.loop.task_prefetch import HistoryBuffer, TaskPrefetcher
+from trainers.loop.task_prefetch import HistoryBuffer, TaskPrefetcher, extend_in_file
 
 ROUNDS = 40
 
@@ -197,3 +201,52 @@ def test_a_round_that_cannot_be_stacked_is_read_where_it_is_needed(
         buffer.gather([7])
     history.fault = None
     assert same(buffer.gather([7])[0], history[7])
+
+
+def test_stacked_tasks_beyond_the_limit_of_memory_are_in_files_that_end_with_the_process(
+    history: ObservedHistory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_task_stacks, "FIRST_ROWS", 4)
+    monkeypatch.setattr(task_prefetch, "STACK_BYTES", 8 * sum(t.nbytes for batch in history[0] for t in batch))
+    files: list[int] = []
+
+    def count_and_extend(rows: Tensor, folder: Path) -> Tensor:
+        files.append(len(rows))
+        return extend_in_file(rows, folder)
+
+    monkeypatch.setattr(task_prefetch, "extend_in_file", count_and_extend)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    opened = HistoryBuffer(history, torch.device("cpu"), folder=folder)
+    for round in range(ROUNDS):
+        opened.add(round, history[round])
+    history.fault = AssertionError("a task is read again")
+    found = opened.gather([39, 0, 8, 17])
+    assert isinstance(found, _task_stacks.StackedTasks)
+    history.fault = None
+    assert all(same(task, history[round]) for task, round in zip(found, [39, 0, 8, 17], strict=True))
+    assert sorted({*files}) == [8, 16, 32], "four and eight tasks are in memory"
+    assert not [*folder.iterdir()]
+    opened.close()
+
+
+@pytest.mark.parametrize("reason", ["share of the disk", "full disk"])
+def test_without_room_for_files_tasks_are_read_one_by_one(
+    history: ObservedHistory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    monkeypatch.setattr(_task_stacks, "FIRST_ROWS", 4)
+    monkeypatch.setattr(task_prefetch, "STACK_BYTES", 0)
+
+    def refuse(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if reason == "full disk":
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    else:
+        monkeypatch.setattr(task_prefetch, "MOST_OF_DISK", 0.0)
+    opened = HistoryBuffer(history, torch.device("cpu"), folder=tmp_path)
+    for round in range(ROUNDS):
+        opened.add(round, history[round])
+    assert isinstance(opened.gather([0, 3]), _task_stacks.StackedTasks)
+    assert all(same(task, history[round]) for task, round in zip(opened.gather([0, 30]), [0, 30], strict=True))
+    opened.close()

@@ -143,7 +143,8 @@ def open_run(
     restored, rank_stats = find_restart(settings, files, rank_group), RankStats()
     settings, rounds = restored.settings, restored.rounds
     timed_group = measure_collectives(rank_group, rank_stats)  # The start of the ranks does not count as waiting.
-    buffer, failures = HistoryBuffer(history, torch.device(settings.engine.device), timed_group), TaskFailures()
+    device, failures = torch.device(settings.engine.device), TaskFailures()
+    buffer = HistoryBuffer(history, device, timed_group, None if history is None else files.own)
     context = build_context(settings, buffer, files.programs, kind, rank_stats, timed_group.gather, failures)
     learners = build_learners(settings, context, partial(build_engine, kind=kind, rank_stats=rank_stats))
     restore(restored, learners, rank_group)

@@ -1,20 +1,28 @@
 """Read past tasks from the durable history to the trainer's device, and prefetch them."""
 
 import contextlib
+import errno
+import mmap
+import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from online_meta.batches import map_tensors
-from online_meta.replay._task_stacks import TaskStack
+from online_meta.replay._task_stacks import TaskStack, extend_in_memory
 from online_meta.types import Task
 from streams.formats.wire import decode_payload
 from streams.history.archive_index import list_forgotten
@@ -28,7 +36,38 @@ MAX_TASKS, MAX_BYTES = 256, 64 * 1024 * 1024
 
 
 STACK_BYTES = 64 * 1024 * 1024
-"""Limit of the tasks that are kept as stacked tensors, in bytes."""
+"""Limit of the tasks that are kept as stacked tensors in memory, in bytes."""
+
+FILE_BYTES = 4 * 1024 * 1024 * 1024
+"""Limit of each part of stacked tasks, such as the inputs of their query sets, in a file, in bytes."""
+
+MOST_OF_DISK = 0.1
+"""Such a file takes at most this share of the free space, which the history needs."""
+
+
+def extend_in_file(rows: Tensor, folder: Path) -> Tensor:
+    """Return a copy of a tensor with room for as many rows again, mapped from a file that ends with the process.
+
+    The system writes it to disk, and reads it, as memory is scarce or not.
+
+    Args:
+        rows: to copy, on the CPU.
+        folder: of the file, which has no name.
+
+    Raises:
+        OSError: if the disk has too little free space, or the file would be larger than ``FILE_BYTES``.
+    """
+    size, most = 2 * rows.nbytes, min(FILE_BYTES, int(MOST_OF_DISK * shutil.disk_usage(folder).free))
+    if not size or rows.device.type != "cpu":
+        return extend_in_memory(rows)
+    if size > most:
+        raise OSError(errno.ENOSPC, f"a part of them takes {size} bytes, and may take {most} in {folder}")
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, size)  # A write to space that the disk does not have ends the process.
+        pages = mmap.mmap(file.fileno(), size)
+    found = torch.frombuffer(pages, dtype=rows.dtype).view(2 * len(rows), *rows.shape[1:])
+    found[: len(rows)] = rows
+    return found
 
 
 _TASKS_PER_READ = 8
@@ -146,21 +185,30 @@ def _count_bytes(task: Task) -> int:
 class HistoryBuffer:
     """A ``ReplayBuffer`` over the rounds of a durable history, which stores no second copy of them.
 
-    Tasks of the shape of the first one are kept in memory, too, up to a limit. A rank without storage receives tasks
-    when they are needed and drops them afterwards. ``waited_seconds`` is the time that callers have waited for tasks.
+    Tasks of the shape of the first one are also kept as stacked tensors, in memory, and beyond a limit in files. A rank
+    without storage receives tasks when they are needed and drops them afterwards. ``waited_seconds`` is the time that
+    callers have waited for tasks.
 
     Args:
         history: to read from; None on a rank without storage.
         device: of the returned tensors.
         rank_group: of the run.
+        folder: for files that end with the process; None for no stacked tasks beyond the limit of memory.
     """
 
-    def __init__(self, history: History | None, device: torch.device, rank_group: RankGroup = SINGLE_PROCESS) -> None:
+    def __init__(
+        self,
+        history: History | None,
+        device: torch.device,
+        rank_group: RankGroup = SINGLE_PROCESS,
+        folder: Path | None = None,
+    ) -> None:
         """Prepare; nothing is read yet."""
         self._history, self._device, self._rank_group = history, device, rank_group
         self._received: dict[int, Task] = {}
         self._prefetcher = None if history is None else TaskPrefetcher(history)
-        self._stack, self._has_all = TaskStack(STACK_BYTES), False
+        extend = None if folder is None else partial(extend_in_file, folder=folder)
+        self._stack, self._has_all = TaskStack(STACK_BYTES, extend), False
         self._unstacked: Iterator[int] | None = None
         self.waited_seconds = 0.0
         self._ahead: dict[int, Task] = {}
