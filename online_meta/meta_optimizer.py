@@ -92,8 +92,6 @@ class MetaOptimizer:
         lr: float = 1e-3,
         clip_norm: float | None = None,
         options: Mapping[str, object] | None = None,
-        *,
-        fused: bool = True,
     ) -> None:
         """Copy ``meta`` and prepare the optimizer.
 
@@ -103,8 +101,6 @@ class MetaOptimizer:
             lr: the learning rate, at least 0.
             clip_norm: the largest global norm of a gradient; None for no clipping.
             options: options of the optimizer in ``OPTIONS``, such as ``{"betas": (0.9, 0.99)}``; by default torch's.
-            fused: whether Adam steps all parameters by one operation. That is faster, but the last bits of a parameter
-                then depend on its place among the others, and so differ from those of an optimizer on several ranks.
 
         Raises:
             ValueError: if the name or an option is unknown, an option is out of its range, or ``lr`` is negative.
@@ -119,8 +115,6 @@ class MetaOptimizer:
         self._grads: list[Tensor] = []
         self._grad_views: list[Tensor] = []
         self._name, self._clip_norm, self._lr = name, clip_norm, lr
-        self._fused = fused
-        self._fused_step: FusedStep | None = None
 
     @cached_property
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -138,11 +132,15 @@ class MetaOptimizer:
                 return self.apply(sums, weight)
         with torch.no_grad():
             grads = self._join(order_like(sums.grads, self._meta))
-            factor, report = measure_and_clip(grads, sums.loss, weight, self._clip_norm)
-            if report.skipped is None:
-                if factor != 1.0:
-                    torch._foreach_mul_(grads, factor)
-                self._step(grads)
+            if weight != 1.0:
+                torch._foreach_div_(grads, weight)
+            shrink, report = measure_and_clip(grads, sums.loss, self._clip_norm)
+            if report.skipped is not None:
+                self._grads = []  # What lies between the tensors may be 0 / 0 now.
+                return report
+            if shrink != 1.0:
+                torch._foreach_mul_(grads, shrink)
+            self._step(grads)
             return report
 
     def _join(self, grads: Meta) -> list[Tensor]:
@@ -154,11 +152,6 @@ class MetaOptimizer:
         return self._grads
 
     def _step(self, grads: list[Tensor]) -> None:
-        if self._fused_step is None and self._fused:
-            self._fused_step = find_fused_step(self._optimizer, self._buffers)
-        if self._fused_step is not None:
-            self._fused_step(grads, self._lr * self.lr_scale)
-            return
         for buffer, grad in zip(self._buffers, grads, strict=True):
             buffer.grad = grad
         set_lr(self._optimizer, self._lr * self.lr_scale)
@@ -189,7 +182,6 @@ class MetaOptimizer:
             for name, parameter in parameters.items():
                 parameter.copy_(saved[name])
         self._optimizer.state.clear()
-        self._fused_step = None
         by_key: dict[str, Params] = {}
         for (key, name), value in saved_state(saved).items():
             by_key.setdefault(key, {})[name] = value.detach()
@@ -342,36 +334,6 @@ def make_optimizer(
     return OPTIMIZERS[name](list(parameters), lr=lr, **checked)  # type: ignore[call-arg]
 
 
-FusedStep = Callable[[list[Tensor], float], None]
-"""(gradients, learning rate) -> nothing; it changes the parameters."""
-
-
-def find_fused_step(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> FusedStep | None:
-    """Return a function (gradients, learning rate) that makes one step of Adam or AdamW by one operation of torch.
-
-    It changes the state of ``optimizer``, which must have made a step. It is None if there is no such operation.
-    """
-    states, options = [optimizer.state.get(one) for one in parameters], optimizer.defaults
-    kinds = {(one.device.type, one.dtype) for one in parameters}
-    adam = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
-    if not adam or options["amsgrad"] or not all(states) or kinds - FUSED_KINDS:
-        return None
-    step, exp_avg, exp_avg_sq = ([state[key] for state in states if state] for key in ("step", "exp_avg", "exp_avg_sq"))
-    operation = torch._fused_adamw_ if options["decoupled_weight_decay"] else torch._fused_adam_
-    beta1, beta2 = options["betas"]
-    fixed = {name: options[name] for name in ("weight_decay", "eps", "amsgrad", "maximize")}
-
-    def make_step(grads: list[Tensor], lr: float) -> None:
-        torch._foreach_add_(step, 1)
-        operation([*parameters], grads, exp_avg, exp_avg_sq, [], step, lr=lr, beta1=beta1, beta2=beta2, **fixed)
-
-    return make_step
-
-
-FUSED_KINDS = {("cpu", torch.float32), ("cpu", torch.float64)}
-"""The devices and dtypes for which torch's fused step is used."""
-
-
 def average_and_clip(
     sums: Sequence[Tensor], loss: Tensor, weight: float, clip_norm: float | None
 ) -> tuple[list[Tensor], StepReport]:
@@ -380,23 +342,17 @@ def average_and_clip(
     The report has the norm before clipping; ``skipped`` is "not_finite" if the loss or the norm is not finite.
     """
     with torch.no_grad():
-        factor, report = measure_and_clip(sums, loss, weight, clip_norm)
-        return [grad.detach() * factor for grad in sums], report
+        mean = [grad.detach() / weight for grad in sums]
+        shrink, report = measure_and_clip(mean, loss, clip_norm)
+        return mean if shrink == 1.0 else [grad * shrink for grad in mean], report
 
 
-def measure_and_clip(
-    sums: Sequence[Tensor], loss: Tensor, weight: float, clip_norm: float | None
-) -> tuple[float, StepReport]:
-    """Return the factor that turns ``sums`` into their mean of the global norm ``clip_norm`` at most, and the report.
-
-    The report has the norm before clipping; ``skipped`` is "not_finite" if the loss or the norm is not finite, or the
-    weight is 0: the factor is NaN then.
-    """
-    norm = math.sqrt(sum([float(sum_of_squares(grad)) for grad in sums])) / weight if weight else math.nan
+def measure_and_clip(mean: Sequence[Tensor], loss: Tensor, clip_norm: float | None) -> tuple[float, StepReport]:
+    """Return the factor that clips a gradient to the global norm ``clip_norm``, at most 1, and the step's report."""
+    norm = math.sqrt(sum([float(sum_of_squares(grad)) for grad in mean]))
     if not (math.isfinite(norm) and math.isfinite(float(loss))):
-        return math.nan, StepReport(norm, "not_finite")
-    shrink = 1.0 if clip_norm is None else min(1.0, clip_norm / (norm + 1e-12))
-    return shrink / weight, StepReport(norm, None)
+        return 1.0, StepReport(norm, "not_finite")
+    return 1.0 if clip_norm is None else min(1.0, clip_norm / (norm + 1e-12)), StepReport(norm, None)
 
 
 def saved_state(saved: Params) -> dict[tuple[str, str], Tensor]:

@@ -190,13 +190,17 @@ class EngineBytes(NamedTuple):
     step: int
 
 
+COMPUTED = {"sgd": 0, "adagrad": 1, "adamax": 1, "rmsprop": 1}
+"""How many numbers an optimizer computes per parameter of the buffer that it steps; 2 for others."""
+
+
 def estimate_engine_bytes(settings: TrainerSettings, meta: Meta) -> EngineBytes:
     """Return the memory of an engine.
 
     In units of the size of the meta-parameters in float32, with s numbers of optimizer state per parameter and n ranks:
-    the local engine stores 1 + s, and a step takes 3 (the sums, their mean, the clipped mean), and 1 more for the sums
-    of tensors that share a buffer. DeepSpeed stores 2 + s at ZeRO stage 0, 3 + (1 + s) / n at stages 1 and 2, and
-    2 + (3 + s) / n at stage 3, including the full copy that the rank adapts. A step takes 5, for packed sums and
+    the local engine stores 1 + s, and a step takes 2, for the sums and their mean, and up to 2 more for what the
+    optimizer computes of the largest buffer. DeepSpeed stores 2 + s at ZeRO stage 0, 3 + (1 + s) / n at stages 1 and 2,
+    and 2 + (3 + s) / n at stage 3, including the full copy that the rank adapts. A step takes 5, for packed sums and
     DeepSpeed's own gradients, or 4 on one rank at stage 0. The numbers for DeepSpeed were measured with version 0.19 on
     1, 2 and 4 ranks.
 
@@ -208,16 +212,14 @@ def estimate_engine_bytes(settings: TrainerSettings, meta: Meta) -> EngineBytes:
     if engine.kind == "local":
         sizes = {name: bytes_of(value) for name, value in flatten_meta(meta).items()}
         buffers = [[sizes[name] for name in names] for names in plan_packing(flatten_meta(meta)).names]
-        averaging = 4 * max(map(sum, buffers))  # Each buffer of gradients is squared in float64, one at a time.
-        joined = sum(sum(sizes) for sizes in buffers if len(sizes) > 1)
-        return EngineBytes((1 + state) * learned, joined + max(3 * learned, 2 * learned + averaging))
-    averaging = 4 * max(map(bytes_of, tree_leaves(meta)))  # The same, but each gradient by itself.
+        computed = COMPUTED.get(settings.meta.optimizer, 2) * max(map(sum, buffers))
+        return EngineBytes((1 + state) * learned, 2 * learned + computed)
     n, stage = engine.processes, engine.zero_stage
     state = 0 if engine.offload_optimizer and engine.device != "cpu" else state
     stored = (2 + state, 3 + (1 + state) / n, 3 + (1 + state) / n, 2 + (3 + state) / n)[stage]
     packed = 1 if n > 1 else 0
     gathered = n if engine.deterministic else 0
-    step = max((4 + packed if stage == 0 else 5) * learned, (2 + packed) * learned + averaging)
+    step = (4 + packed if stage == 0 else 5) * learned
     return EngineBytes(int(stored * learned), step + gathered * learned)
 
 

@@ -63,10 +63,9 @@ def play(engine, sums):
     ]
 
 
-@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
-def test_steps_follow_the_formulas(name, options, fused):
-    engine = om.MetaOptimizer(om.Meta(make_start(), {}), name, LR, CLIP, options, fused=fused)
+def test_steps_follow_the_formulas(name, options):
+    engine = om.MetaOptimizer(om.Meta(make_start(), {}), name, LR, CLIP, options)
     norms = play(engine, make_sums(12))
     right, right_norms = step_by_hand(join(make_start()), map(join, make_sums(12)), name, options)
     np.testing.assert_allclose(join(engine.meta().weights), right, rtol=1e-11, atol=1e-13)
@@ -74,9 +73,8 @@ def test_steps_follow_the_formulas(name, options, fused):
     assert min(right_norms) < CLIP < max(right_norms)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_loaded_engine_continues_to_the_bit(fused):
-    make = lambda: om.MetaOptimizer(om.Meta(make_start(), {}), "adam", LR, CLIP, fused=fused)  # noqa: E731
+def test_a_loaded_engine_continues_to_the_bit():
+    make = lambda: om.MetaOptimizer(om.Meta(make_start(), {}), "adam", LR, CLIP)  # noqa: E731
     sums = [*make_sums(10)]
     whole, first, rest = make(), make(), make()
     play(whole, sums)
@@ -98,9 +96,8 @@ def test_gradients_in_another_order_and_in_inference_mode_change_nothing():
     assert all(torch.equal(value, plain.save()[name]) for name, value in other.save().items())
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_step_that_is_not_finite_changes_nothing(fused):
-    engine = om.MetaOptimizer(om.Meta(make_start(), {}), "adam", LR, CLIP, fused=fused)
+def test_a_step_that_is_not_finite_changes_nothing():
+    engine = om.MetaOptimizer(om.Meta(make_start(), {}), "adam", LR, CLIP)
     play(engine, make_sums(3))
     before = engine.save()
     (spoilt,) = make_sums(1)

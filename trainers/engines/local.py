@@ -24,6 +24,5 @@ def build(settings: TrainerSettings, meta: Meta, rank_stats: RankStats | None = 
         meta: initial meta-parameters.
         rank_stats: unused, because a single process never waits for other ranks.
     """
-    # With ``deterministic``, any number of ranks gives the same bits, and a single process gives them, too.
-    own, fused = settings.meta, not settings.engine.deterministic
-    return MetaOptimizer(meta, own.optimizer, own.lr, own.clip_norm, own.optimizer_options, fused=fused)
+    own = settings.meta
+    return MetaOptimizer(meta, own.optimizer, own.lr, own.clip_norm, own.optimizer_options)
