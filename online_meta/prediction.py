@@ -6,12 +6,12 @@ Components of the same outcome count as one, so that an outcome that pools its o
 
 import math
 from collections.abc import Sequence
-from functools import reduce
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from online_meta.batches import map_tensors
 from online_meta.functional.classes import count_entries, find_right
 from online_meta.outcomes import LossFunction, average_outputs
 from online_meta.types import Component, Outcome, Prediction, Tensors
@@ -68,7 +68,7 @@ def pool(prediction: Prediction) -> Prediction:
             groups.append([component])
         else:
             found.append(component)
-    return tuple(_pool(reduce(_join, group)) for group in groups)
+    return tuple(_pool(_join(group)) for group in groups)
 
 
 def _can_join(first: Component, second: Component) -> bool:
@@ -82,14 +82,11 @@ def _row_shapes(outputs: Tensors) -> dict[str, torch.Size]:
     return {name: one.shape[1:] for name, one in named.items()}
 
 
-def _join(first: Component, second: Component) -> Component:
-    log_weights = torch.cat([first.log_weights, second.log_weights])
-    if isinstance(first.outputs, dict):
-        assert isinstance(second.outputs, dict)
-        outputs = {name: torch.cat([one, second.outputs[name]]) for name, one in first.outputs.items()}
-        return Component(first.outcome, outputs, log_weights)
-    assert isinstance(second.outputs, Tensor)
-    return Component(first.outcome, torch.cat([first.outputs, second.outputs]), log_weights)
+def _join(group: Sequence[Component]) -> Component:
+    if len(group) == 1:
+        return group[0]
+    outputs = map_tensors(lambda *each: torch.cat(each), *(component.outputs for component in group))
+    return Component(group[0].outcome, outputs, torch.cat([component.log_weights for component in group]))
 
 
 def _pool(component: Component) -> Component:

@@ -189,8 +189,8 @@ def build_context(
     inner = build_inner(settings.inner, loss, settings.seed)
 
     def draw_weights(key: int) -> Params:
-        weights = build_module(settings.model, settings.seed, key).to(device).named_parameters()
-        return {name: weight.detach() for name, weight in weights if name not in loss.frozen}
+        weights = build_module(settings.model, settings.seed, key).named_parameters()
+        return {name: weight.detach().to(device) for name, weight in weights if name not in loss.frozen}
 
     return LearnerContext(
         inner=inner,

@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from online_meta.types import Outcome
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -48,6 +50,18 @@ def record_operations(program: Callable[..., tuple[Tensor, ...]], leaves: tuple[
     return GraphModule(root, _merge_equal_calls(graph))
 
 
+LAYOUT = "layout"
+"""The key under which the nodes of a graph have the ``Layout`` of their results, if it is known."""
+
+
+class Layout(NamedTuple):
+    """The shape and the dtype of a tensor, and whether it is contiguous."""
+
+    shape: list[int]
+    dtype: torch.dtype
+    contiguous: bool
+
+
 class _Unusual(Exception):
     """An operation that ``make_fx`` treats in a way of its own."""
 
@@ -62,7 +76,7 @@ class _OperationRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph, self._nodes = Graph(), WeakTensorKeyDictionary()
         for at, leaf in enumerate(leaves):
-            self._nodes[leaf] = self.graph.placeholder(f"arg{at}_1")
+            self._note(leaf, self.graph.placeholder(f"arg{at}_1"))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.promote_types.default:  # It returns a dtype, and so a constant.
@@ -74,15 +88,19 @@ class _OperationRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = self.graph._target_to_str(func.overloadpacket.__name__)
         node = self.graph.create_node("call_function", func, tuple(given), options, name)
         if isinstance(found, Tensor):
-            self._nodes[found] = node
+            self._note(found, node)
         elif isinstance(found, tuple | list):
             for at, part in enumerate(found):
                 taken = self.graph.call_function(operator.getitem, (node, at))
                 if isinstance(part, Tensor):
-                    self._nodes[part] = taken
+                    self._note(part, taken)
         else:
             raise _Unusual(str(func))
         return found
+
+    def _note(self, tensor: Tensor, node: Node) -> None:
+        self._nodes[tensor] = node
+        node.meta[LAYOUT] = Layout([*tensor.shape], tensor.dtype, tensor.is_contiguous())
 
     def find(self, tensor: Tensor) -> Node:
         """Return the node whose result a tensor is."""
@@ -150,18 +168,78 @@ def _call_key(node: Node) -> Any:
     return node.target, frozen(node.args), tuple((name, frozen(value)) for name, value in sorted(node.kwargs.items()))
 
 
-def _skip_views(graph: Graph) -> None:
-    """Remove pairs of views of which the second undoes the first: transpositions, and the only row of a dimension."""
-    aten = torch.ops.aten
+def _simplify(graph: Graph) -> None:
+    """Remove operations that move numbers or views to and fro, where the results keep their bits.
+
+    These are pairs of views of which the second undoes the first, parts of a vector that are joined again, a sum's
+    dimension of one row that a view removes, and repeated tensors of ones.
+    """
+    ones: dict[Any, Node] = {}
     for node in graph.nodes:
-        inner = node.args[0] if node.args else None
-        if not isinstance(inner, Node):
-            continue
-        transposed = node.target is aten.t.default and inner.target is aten.t.default
-        row = node.target is aten.select.int and inner.target is aten.unsqueeze.default
-        if transposed or (row and node.args[1:] == (inner.args[1], 0)):
-            node.replace_all_uses_with(inner.args[0])
+        same = _find_same(node, ones)
+        if same is not None:
+            node.replace_all_uses_with(same)
     graph.eliminate_dead_code()
+
+
+def _find_same(node: Node, ones: dict[Any, Node]) -> Node | None:
+    """Return a node before this one that has the same result, or a new one that finds it sooner; None if not known."""
+    aten, inner = torch.ops.aten, node.args[0] if node.args else None
+    if node.target is aten.cat.default:
+        return _find_whole(node)
+    if not isinstance(inner, Node):
+        return None
+    if node.target is aten.t.default and inner.target is aten.t.default:
+        return inner.args[0]  # type: ignore[return-value]  # a node
+    if (
+        node.target is aten.select.int
+        and inner.target is aten.unsqueeze.default
+        and node.args[1:] == (inner.args[1], 0)
+    ):
+        return inner.args[0]  # type: ignore[return-value]  # a node
+    if node.target is aten.ones_like.default and LAYOUT in node.meta:
+        return ones.setdefault((str(node.meta[LAYOUT]), str(node.kwargs)), node)
+    return _skip_views(node, inner) if node.target in VIEWS and LAYOUT in node.meta else None
+
+
+VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+"""The second one says that its result shares no memory, which misleads an interpreter that reuses memory."""
+
+
+def _skip_views(node: Node, inner: Node) -> Node | None:
+    """Return what a view shows, without the views between; None if there are none."""
+    shape, base = node.meta[LAYOUT].shape, inner
+    while base.target in VIEWS:
+        base = base.args[0]  # type: ignore[assignment]  # a node
+    found: Layout | None = base.meta.get(LAYOUT)
+    if found is None or not found.contiguous:
+        return None
+    if found.shape == shape:
+        return base
+    if base.target is torch.ops.aten.sum.dim_IntList and base.args[1:] == ([0], True) and found.shape[1:] == shape:
+        target, arguments = base.target, (base.args[0], [0])
+    elif base is not inner or node.target is not VIEWS[0]:
+        target, arguments = VIEWS[0], (base, shape)
+    else:
+        return None
+    with node.graph.inserting_before(node):
+        new = node.graph.call_function(target, arguments)
+    new.meta[LAYOUT] = node.meta[LAYOUT]
+    return new
+
+
+def _find_whole(node: Node) -> Node | None:
+    """Return the vector whose parts, in their order, a node joins; None if they are not all parts of one."""
+    parts: Any = node.args[0]
+    split = parts[0].args[0] if parts and parts[0].target is operator.getitem else None
+    if split is None or split.target is not torch.ops.aten.split_with_sizes.default:
+        return None
+    whole, sizes = split.args[0], split.args[1]
+    layout = whole.meta.get(LAYOUT)
+    if len(node.args) + len(split.args) > 3 or len(parts) != len(sizes) or whole.op == "placeholder":
+        return None  # The result of a program must not be one of its inputs where it was a copy.
+    in_order = all(part.target is operator.getitem and part.args == (split, at) for at, part in enumerate(parts))
+    return whole if in_order and layout is not None and len(layout.shape) == 1 and layout.contiguous else None
 
 
 WARM_UP_CALLS = 3
@@ -171,21 +249,41 @@ WARM_UP_CALLS = 3
 def _run_without_python(graph: GraphModule, leaves: tuple[Tensor, ...]) -> Callable[..., Any]:
     """Return a function that runs a program's operations one after another, without Python between them if it can.
 
-    TorchScript is not developed any more, but it is the one interpreter of torch that executes operations as they are,
-    in half of the time. On other devices than the CPU it might fuse operations, and so change bits.
+    TorchScript is not developed any more, but its interpreters are those of torch that execute operations as they are:
+    the usual one in half of the time of Python, the static one, which keeps memory between calls, in a third. On other
+    devices than the CPU they might fuse operations, and so change bits.
     """
     if any(leaf.device.type != "cpu" for leaf in leaves) or not hasattr(torch.jit, "trace"):
         return graph.forward
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            script: Callable[..., Any] = torch.jit.trace(graph, leaves, check_trace=False)  # type: ignore[no-untyped-call]
+            script: Any = torch.jit.trace(graph, leaves, check_trace=False)  # type: ignore[no-untyped-call]
         for _ in range(WARM_UP_CALLS):
             script(*leaves)
     except RuntimeError as error:  # It does not have every operation, such as a view as another dtype.
         log.debug("run by Python: %s", error)
         return graph.forward
-    return script
+    return _run_in_kept_memory(script, leaves) or script
+
+
+def _run_in_kept_memory(script: Any, leaves: tuple[Tensor, ...]) -> Callable[..., Any] | None:
+    """Return a function that runs a script in memory that it keeps; None if its results are others.
+
+    They would be if an operation returned a part of its argument and did not declare it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            found: Any = torch._C._jit_to_static_module(torch.jit.freeze(script.eval())._c)
+        for _ in range(WARM_UP_CALLS):
+            pairs = zip(script(*leaves), found(*leaves), strict=True)
+            if not all(_has_same_bits(*pair) for pair in pairs):
+                return None
+    except (AttributeError, RuntimeError) as error:  # This torch does not have it, or not for this script.
+        log.debug("run without memory of its own: %s", error)
+        return None
+    return found  # type: ignore[no-any-return]
 
 
 RECORD_AFTER_CALLS = 16
@@ -316,7 +414,7 @@ class Recorder(Generic[Arguments, Result]):
                     graph = record_operations(program, copies)
                 if seconds > SLOW_OPERATION_SECONDS * len(graph.graph.nodes):
                     return None
-                _skip_views(graph.graph)
+                _simplify(graph.graph)
                 graph.recompile()
                 runnable = _run_without_python(graph, copies)
         except Exception as error:  # The function's Python code may depend on values; it is called then as before.
@@ -365,7 +463,7 @@ def flatten(tree: Any, leaves: list[Tensor]) -> Any:
         return _Leaf
     if isinstance(tree, dict):
         return dict, tuple(tree), tuple([flatten(value, leaves) for value in tree.values()])
-    if isinstance(tree, tuple | list):
+    if isinstance(tree, tuple | list) and type(tree) is not Outcome:  # It holds no tensors.
         return type(tree), None, tuple([flatten(value, leaves) for value in tree])
     return None, type(tree), tree  # 1 and 1.0 are equal, but give other results.
 

@@ -98,6 +98,7 @@ class PredictingLearner(ScoredLearner):
         self.order_matters = order_matters
         self._answer, self._update, self._unpublished = answer, update, unpublished
         self._start, self._state, self._round = start, start, 0
+        self._measure_change = Recorder(_measure_change)
 
     def state(self) -> State:
         """Return the state without what is unpublished."""
@@ -139,7 +140,7 @@ class PredictingLearner(ScoredLearner):
             raise ValueError(f"update returns {found}: it keeps the names, shapes and dtypes of the state, {needed}")
         self._round += 1
         with torch.no_grad():
-            change = float(norm({name: value - before[name] if before else value for name, value in after.items()}))
+            change = float(self._measure_change(before, after))
         if not math.isfinite(change):
             return StepReport(change, "not_finite")
         self._state = after
@@ -210,6 +211,24 @@ class FunctionalLearner(PredictingLearner):
     def draws_numbers(self) -> bool:
         """Return whether the model or a rule draws torch's random numbers."""
         return draws_numbers(self.inner)
+
+
+def _measure_change(before: State, after: State) -> Tensor:
+    """Return the norm of the change from one state, which may be empty, to another."""
+    return norm({name: value - before[name] if before else value for name, value in after.items()})
+
+
+def record_update(function: Callable[..., State], rate: Callable[[int], float] | None = None) -> Update:
+    """Return an update that is recorded; see ``Recorder``.
+
+    Args:
+        function: (state, task) -> the next state; without a round, for each number would need a record of its own.
+        rate: of each round; ``function`` is given it as a further argument, a float64 scalar. None for no rate.
+    """
+    recorded = Recorder(function)
+    if rate is None:
+        return lambda state, task, round: recorded(state, task)
+    return lambda state, task, round: recorded(state, task, torch.tensor(rate(round), dtype=torch.float64))
 
 
 def _describe(state: State) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

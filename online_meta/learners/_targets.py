@@ -30,6 +30,9 @@ MOST_SAMPLES = 64
 MOST_INPUTS = 4096
 """The largest number of inputs of which sums of squares over all rounds are kept, 128 MiB."""
 
+SMALL_MATRIX = 64
+"""The largest matrix whose root is computed in two ways at once, so that no value decides what is computed."""
+
 QUICK_SQUARES, QUICK_INPUTS = 784, 32768
 """The largest numbers of inputs that cost milliseconds a round: of such sums, and of the samples of one task."""
 
@@ -178,9 +181,11 @@ def find_root(squares: Tensor) -> Tensor:
     by a billionth.
     """
     root, failed = torch.linalg.cholesky_ex(squares)
-    if failed:
-        root, failed = torch.linalg.cholesky_ex(squares + 1e-9 * squares.diagonal().diag())
-    return torch.full_like(root, math.nan) if failed else root
+    if len(squares) > SMALL_MATRIX and not failed:
+        found: Tensor = root
+        return found
+    raised, again = torch.linalg.cholesky_ex(squares + 1e-9 * squares.diagonal().diag())
+    return torch.where(failed == 0, root, torch.where(again == 0, raised, math.nan))
 
 
 def _drop_padding(batch: Batch) -> tuple[Batch, Tensor]:

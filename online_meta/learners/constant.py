@@ -2,11 +2,13 @@
 
 from typing import Annotated
 
+import torch
 from annotated_types import Gt
 from torch import Tensor
 
 from online_meta.batches import concat_support_query, first_tensor
 from online_meta.learners import LearnerContext, PredictingLearner, TaskShape
+from online_meta.learners._online_step import record_update
 from online_meta.learners._targets import CLASSES, MEANS, find_outputs, find_targets
 from online_meta.types import Batch, Prediction, State, Task, Tensors
 
@@ -47,18 +49,19 @@ def build(context: LearnerContext, alpha: Annotated[float, Gt(0)] = 1.0) -> Pred
     def answer(state: State, support: Batch, x: Tensors) -> Prediction:
         like = outputs.sample(x)
         found = add_up(support, like)
-        if state and not found["count"]:
-            found = {name: value.to(like.device) for name, value in state.items()}
+        if state:
+            empty = found["count"] == 0
+            found = {name: torch.where(empty, state[name].to(like.device), value) for name, value in found.items()}
         sums, count = found["sums"], found["count"]
         if outputs.of_classes:
             shares = (sums + alpha) / (count + alpha * len(like))
             one = shares.log().reshape(-1, *[1] * (like.ndim - 1))
         else:
-            one = sums / count if count else sums
+            one = torch.where(count != 0, sums / count, sums)
         return outputs.predict(one.to(like.dtype).expand(len(first_tensor(x)), *like.shape).contiguous())
 
-    def update(state: State, task: Task, round: int) -> State:
+    def add_task(state: State, task: Task) -> State:
         found = add_up(concat_support_query(task), outputs.sample(task.query.x))
         return {name: value + state[name].to(value.device) for name, value in found.items()} if state else found
 
-    return PredictingLearner({}, answer, update)
+    return PredictingLearner({}, answer, record_update(add_task))

@@ -12,6 +12,7 @@ from online_meta.batches import concat_support_query, first_tensor
 from online_meta.functional.features import compute_features
 from online_meta.functional.softmax_regression import curvature_of, fit_softmax_regression
 from online_meta.learners import LearnerContext, PredictingLearner, TaskShape
+from online_meta.learners._online_step import record_update
 from online_meta.learners._targets import (
     CLASSES,
     MEANS,
@@ -126,14 +127,14 @@ def build(
         posterior = adapt(prior, rows if len(rows.z) else rows._replace(z=z[:0]))
         return respond(outputs, z, posterior, prior.noise, like)
 
-    def update(state: State, task: Task, round: int) -> State:
+    def add_task(state: State, task: Task, step: Tensor) -> State:
         like = outputs.sample(task.query.x)
         rows = read(concat_support_query(task), like)
         prior = prior_of(state, rows.z, like)
         sums = {name: state[name].to(rows.z.device) for name in SUMS} if state else {}
-        step = (round + 2) ** -power
         return take_em_step(prior, adapt(prior, rows), sums, rows, step, of_classes=outputs.of_classes)
 
+    update = record_update(add_task, lambda round: (round + 2) ** -power)
     return PredictingLearner({}, answer, update, unpublished=SUMS)
 
 
@@ -180,7 +181,7 @@ def find_posterior(prior: Prior, rows: SampleRows, *, of_classes: bool) -> Poste
 
 
 def take_em_step(
-    prior: Prior, posterior: Posterior, sums: State, rows: SampleRows, step: float, *, of_classes: bool
+    prior: Prior, posterior: Posterior, sums: State, rows: SampleRows, step: Tensor | float, *, of_classes: bool
 ) -> State:
     """Return the prior after one step of online EM, and the ``errors`` and ``samples`` that determine its noise.
 

@@ -22,6 +22,7 @@ from online_meta.batches import empty_like, select_samples
 from online_meta.functional.keyed import keyed, uniform_like
 from online_meta.functional.model import ModelLoss
 from online_meta.functional.randomness import INIT_STEP
+from online_meta.functional.recording import Recorder
 from online_meta.learners import LR, OPTIMIZER, LearnerContext, gather_single_process, use_own_optimizer
 from online_meta.learners._online_step import copy_state
 from online_meta.prediction import mix, pool
@@ -182,6 +183,7 @@ class Pool(ScoredLearner):
         found = {name: getattr(one, "prepare", None) for name, one in experts.items()}
         self._prepared = {name: prepare for name, prepare in found.items() if prepare is not None}
         self.prepare = self._prepare_experts if self._prepared else None
+        self._mixer = Mixer(Recorder(_find_sizes), Recorder(_mix_all))
         self._forget()
 
     def _prepare_experts(self, state: State) -> None:
@@ -216,7 +218,7 @@ class Pool(ScoredLearner):
         """Return what ``answers`` returns, where these functions answer as the experts do."""
         weights = {key.removeprefix(WEIGHTS): float(value) for key, value in state.items() if key.startswith(WEIGHTS)}
         each = {name: answers(select_state(state, name), support, x) for name, answers in experts.items()}
-        return {"": self._mix(weights, support, each)}
+        return {"": self._mix(weights, support, each, MIXER)}
 
     def answer_task(self, task: Task, prefixes: Sequence[int] = ()) -> TaskAnswers:
         """Return the answers to the next round's task, which are to be scored; this does not change the learner."""
@@ -231,7 +233,7 @@ class Pool(ScoredLearner):
         points = [points for points, _ in next(iter(mine.values())).parts]
 
         def mix_at(support: Batch, each: dict[str, dict[str, Prediction]]) -> dict[str, Prediction]:
-            return {"": self._mix(weights, support, each)}
+            return {"": self._mix(weights, support, each, self._mixer)}
 
         with torch.no_grad():
             parts = tuple(
@@ -314,23 +316,32 @@ class Pool(ScoredLearner):
         self._state = _select(saved, f"{AGGREGATION}.")
 
     def _mix(
-        self, weights: Mapping[str, float], support: Batch, each: Mapping[str, Mapping[str, Prediction]]
+        self,
+        weights: Mapping[str, float],
+        support: Batch,
+        each: Mapping[str, Mapping[str, Prediction]],
+        mixer: "Mixer",
     ) -> Prediction:
         """Return the mixture of predictions by learner and suffix; those that are not finite do not count."""
         named = {name + suffix: one for name, found in each.items() for suffix, one in found.items()}
         if weights:
             named = {name: one for name, one in named.items() if name in weights}
         if self._mixing == "mean":
-            named = _leave_out_huge(named, support)
-        mixed = self._mix_named(weights, support, named)
+            sizes = mixer.find_sizes(tuple(named.values()), support.y).tolist()
+            named = _leave_out_huge(named, sizes[:-1], sizes[-1])
+        mixed = self._mix_named(weights, support, named, mixer)
         finite = {name: one for name, one in named.items() if _is_finite(one)} if not _is_finite(mixed) else {}
-        return self._mix_named(weights, support, finite) if finite else mixed
+        return self._mix_named(weights, support, finite, mixer) if finite else mixed
 
-    def _mix_named(self, weights: Mapping[str, float], support: Batch, named: Mapping[str, Prediction]) -> Prediction:
+    def _mix_named(
+        self, weights: Mapping[str, float], support: Batch, named: Mapping[str, Prediction], mixer: "Mixer"
+    ) -> Prediction:
         shares = _shares(weights, [*named])
         if self._mixing == "draw":
             return [*named.values()][_draw(shares, support, self._seed)]
-        return pool(mix([*named.values()], [math.log(share) if share > 0 else -math.inf for share in shares]))
+        return mixer.mix(
+            tuple(named.values()), numbers([math.log(share) if share > 0 else -math.inf for share in shares])
+        )
 
 
 def _shares(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:
@@ -347,21 +358,39 @@ def _draw(shares: Sequence[float], support: Batch, seed: int) -> int:
     return next((at for at, total in enumerate(sums) if point < total), len(shares) - 1)
 
 
-def _leave_out_huge(named: dict[str, Prediction], support: Batch) -> dict[str, Prediction]:
+def _leave_out_huge(named: dict[str, Prediction], sizes: Sequence[float], usual: float) -> dict[str, Prediction]:
     """Return the answers that are not ``HUGE`` times as large as both the support's targets and the median answer.
 
     The mean of many answers with one of a model that diverged would be as wrong as that one.
     """
-    sizes = {name: _find_size([part.outputs for part in one]) for name, one in named.items()}
-    most = HUGE * max(median(sizes.values()), _find_size(support.y))
-    return {name: one for name, one in named.items() if sizes[name] <= most} or named
+    most = HUGE * max(median(sizes), usual)
+    return {name: one for (name, one), size in zip(named.items(), sizes, strict=True) if size <= most} or named
 
 
-def _find_size(tensors: Any) -> float:
-    """Return the root of the mean square of all numbers; 0.0 without any, infinity if they are not finite."""
-    values = [one.detach().double().flatten() for one in tree_leaves(tensors)]
-    found = float(torch.cat(values).square().mean().sqrt()) if sum(map(len, values)) else 0.0
-    return found if math.isfinite(found) else math.inf
+def _find_sizes(predictions: tuple[Prediction, ...], y: Tensors) -> Tensor:
+    """Return the sizes of predictions, and then that of the targets ``y``; infinity for those that are not finite."""
+    found = torch.stack([*(_find_size([part.outputs for part in one]) for one in predictions), _find_size(y)])
+    return torch.where(found.isfinite(), found, math.inf)
+
+
+def _find_size(tensors: Any) -> Tensor:
+    """Return the root of the mean square of all numbers, on the CPU; 0.0 without any."""
+    values = torch.cat([one.detach().double().flatten() for one in tree_leaves(tensors)])
+    return (values.square().mean().sqrt() if len(values) else values.new_zeros(())).cpu()
+
+
+def _mix_all(predictions: tuple[Prediction, ...], log_weights: Tensor) -> Prediction:
+    return pool(mix(predictions, log_weights))
+
+
+class Mixer(NamedTuple):
+    """The functions of tensors of which a mixture consists: ``_find_sizes`` and ``_mix_all``, which may be recorded."""
+
+    find_sizes: Callable[[tuple[Prediction, ...], Tensors], Tensor]
+    mix: Callable[[tuple[Prediction, ...], Tensor], Prediction]
+
+
+MIXER = Mixer(_find_sizes, _mix_all)
 
 
 def _is_finite(prediction: Prediction) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from online_meta.batches import concat_support_query
 from online_meta.learners import LearnerContext, PredictingLearner, TaskShape
+from online_meta.learners._online_step import record_update
 from online_meta.learners._targets import (
     CLASSES,
     MEANS,
@@ -73,7 +74,7 @@ def build(
         found = z @ weights / (temperature if outputs.of_classes else 1.0)
         return outputs.predict(found.reshape(len(z), *like.shape).to(like.dtype))
 
-    def update(state: State, task: Task, round: int) -> State:
+    def add_task(state: State, task: Task) -> State:
         rows, targets = read(concat_support_query(task), outputs.sample(task.query.x))
         check_inputs(rows, per)
         sums = {"squares": rows.T @ rows, "products": rows.T @ targets}
@@ -81,7 +82,7 @@ def build(
             sums = {name: value + state[name].to(value.device) for name, value in sums.items()}
         return {**sums, "weights": _solve(sums["squares"], sums["products"], strength)}
 
-    return PredictingLearner({}, answer, None if per == "task" else update, unpublished=SUMS)
+    return PredictingLearner({}, answer, None if per == "task" else record_update(add_task), unpublished=SUMS)
 
 
 def solve_ridge(rows: Tensor, targets: Tensor, strength: float) -> Tensor:

@@ -105,5 +105,7 @@ def _split(vector: Tensor, phi: Params) -> Params:
 
 def _root(square: Tensor) -> Tensor:
     """Return the square root with derivative 0 at 0; both branches of ``where`` must have finite derivatives there."""
+    if not torch.is_grad_enabled():  # It is the same number, for a running mean of squares is not below 0.
+        return square.sqrt()
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from online_meta.functional import recording
 from online_meta.functional.autodiff import value_and_gradient
 from online_meta.functional.recording import COMPARED_CALLS, MOST_KINDS, Recorder
-from online_meta.types import Batch
+from online_meta.rules.adam import adam
+from online_meta.types import Batch, Seen
 
 SKIPPED = 2 + COMPARED_CALLS
 """Calls in which the function is called: two before it is recorded, and those that compare."""
@@ -213,3 +215,82 @@ def test_a_thread_records_while_calls_go_on() -> None:
     for seed in range(20):
         assert bits(recorder(*example(seed))) == bits(descend(*example(seed)))
     assert counted.calls == before
+
+
+def walk(weights: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """Take steps of Adam, which joins the weights to one vector and splits it again in each."""
+    rule = adam(0.01)
+
+    def error(at: dict[str, Tensor]) -> Tensor:
+        return functional.mse_loss(batch.x @ at["slope"] + at["shift"], batch.y)  # type: ignore[operator, arg-type]
+
+    with torch.no_grad():
+        carry = rule.start({}, weights, batch)
+        for step in range(4):
+            carry = rule.update({}, carry, Seen(*value_and_gradient(error, carry.phi)), step)
+    return carry.phi
+
+
+def list_operations(recorder: Recorder[..., Any], monkeypatch: pytest.MonkeyPatch, calls: int) -> list[str]:
+    """Call a recorder, and return the operations of what it records."""
+    graphs: list[torch.fx.GraphModule] = []
+    run = recording._run_without_python
+    monkeypatch.setattr(
+        recording, "_run_without_python", lambda graph, leaves: graphs.append(graph) or run(graph, leaves)
+    )
+    for seed in range(calls):
+        found, expected = recorder(*example(seed)), walk(*example(seed))
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    return [str(node.target) for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
+
+
+def test_what_is_split_and_joined_again_stays_one_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, counted = record(walk)
+    found = list_operations(recorder, monkeypatch, 20)
+    assert counted.calls == SKIPPED + 1, "it is recorded"
+    joins = 2 + 4  # of the weights and of zeros before the first step, and of the gradient in each
+    assert found.count("aten.cat.default") == joins
+    assert found.count("aten.split_with_sizes.default") == 4
+    assert found.count("aten.ones_like.default") == found.count("aten.mse_loss.default") == 1
+
+
+def test_parts_that_are_joined_in_another_order_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    def swap(x: Tensor) -> Tensor:
+        one, other = torch.split(x * 2, [2, 2])
+        return torch.cat([other, one]) + torch.cat([one, other])
+
+    recorder, counted = record(swap)
+    for seed in range(10):
+        x = torch.randn(4, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(recorder(x), swap(x))
+    assert counted.calls < 10
+
+
+def test_memory_that_is_kept_between_calls_holds_no_result() -> None:
+    recorder, _ = record(descend)
+    arguments = [example(seed) for seed in range(200)]
+    found: list[Any] = [None] * len(arguments)
+
+    def call(first: int) -> None:
+        for at in range(first, len(arguments), 4):
+            found[at] = recorder(*arguments[at])
+
+    call(0)
+    threads = [threading.Thread(target=call, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [*map(bits, found)] == [bits(descend(*one)) for one in arguments]
+
+
+def test_an_operation_that_hides_what_it_shares_gives_no_wrong_results() -> None:
+    def hide(x: Tensor) -> Tensor:
+        shared = torch.ops.aten._unsafe_view((x * 2).t(), [4, 2])
+        return torch.cat([shared, x.exp().t(), x.sin().t()])
+
+    recorder, counted = record(hide)
+    for seed in range(20):
+        x = torch.randn(2, 4, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(recorder(x), hide(x))
+    assert counted.calls == SKIPPED + 1, "it is recorded"
