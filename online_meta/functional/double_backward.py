@@ -1,4 +1,4 @@
-"""Operations with usable second derivatives: a faster double backward of batch normalisation, and math attention."""
+"""Operations with usable second derivatives: math attention, and cheaper batch normalisation and max-pooling."""
 
 import threading
 from collections.abc import Iterator
@@ -148,3 +148,71 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
 
 def _broadcast(channels: Tensor, like: Tensor) -> Tensor:
     return channels.view(-1, *[1] * (like.dim() - 2))
+
+
+def use_lean_pooling(module: nn.Module) -> None:
+    """Make max-pooling layers of ``module`` store less, and pool before a ReLU that comes first; edits it in place.
+
+    max(relu(x)) = relu(max(x)), and the derivatives are equal, too: where the maximum is not positive, both are 0. So
+    in an ``nn.Sequential`` the ReLU is computed for a quarter of the entries, and the graph of a block of Conv4 holds
+    one large tensor, the input of the normalisation. Only torch's own layer types are changed. Inside of transforms
+    everything stays as it is, so that recorded programs stay the same.
+    """
+    for layer in module.modules():
+        if type(layer) is nn.MaxPool2d and not layer.return_indices:
+            vars(layer)["forward"] = partial(_max_pool, layer, layer.forward)
+    for layer in module.modules():
+        if type(layer) is nn.Sequential and any(map(_can_swap, layer, [*layer][1:])):
+            vars(layer)["forward"] = partial(_forward_in_order, layer, _swap([*layer]))
+
+
+def _can_swap(first: nn.Module, second: nn.Module) -> bool:
+    return (type(first), type(second)) == (nn.ReLU, nn.MaxPool2d) and not second.return_indices
+
+
+def _swap(layers: list[nn.Module]) -> list[nn.Module]:
+    order: list[nn.Module] = []
+    while layers:
+        layer = layers.pop(0)
+        order += [layers.pop(0), layer] if layers and _can_swap(layer, layers[0]) else [layer]
+    return order
+
+
+def _forward_in_order(layers: nn.Sequential, order: list[nn.Module], x: Any) -> Any:
+    for layer in layers if is_transformed() else order:
+        x = layer(x)
+    return x
+
+
+def _max_pool(layer: Any, plain: Any, x: Tensor) -> Tensor:
+    """Return max-pooling whose graph holds the places of the maxima alone, where its windows do not overlap."""
+    pairs = zip(_as_pair(layer.kernel_size), _as_pair(layer.stride), strict=True)
+    apart = all(stride >= size for size, stride in pairs) and _as_pair(layer.dilation) == (1, 1)
+    fits = x.device.type == "cpu" and x.dim() == 4 and x.is_contiguous() and torch.is_grad_enabled()
+    if is_transformed() or not (apart and fits):
+        pooled: Tensor = plain(x)
+        return pooled
+    pooled = _Pool.apply(x, layer)  # type: ignore[no-untyped-call]
+    return pooled  # noqa: RET504
+
+
+def _as_pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (size, size) if isinstance(size, int) else size
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Any) -> Tensor:
+        pooled, places = nn.functional.max_pool2d(
+            x, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode, return_indices=True
+        )
+        ctx.save_for_backward(places)
+        ctx.shape = x.shape
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        """Put each cotangent at the place of its maximum; this can be differentiated again."""
+        (places,), (g,) = ctx.saved_tensors, cotangents
+        maps = g.new_zeros(*ctx.shape[:2], ctx.shape[2] * ctx.shape[3])
+        return maps.scatter_(2, places.flatten(2), g.flatten(2)).view(ctx.shape), None

@@ -15,7 +15,7 @@ from online_meta.batches import as_named, count_samples, from_named, map_tensors
 from online_meta.functional.activation_checkpoint import recompute_blocks
 from online_meta.functional.calling import read_arguments, take_output
 from online_meta.functional.classes import find_right
-from online_meta.functional.double_backward import math_attention, use_fast_double_backward
+from online_meta.functional.double_backward import math_attention, use_fast_double_backward, use_lean_pooling
 from online_meta.functional.features import HeadInput
 from online_meta.functional.guard import (
     CheckedLoss,
@@ -123,6 +123,7 @@ def _features(
 
 def _prepare(recompute: Sequence[str], random: bool, skeleton: nn.Module) -> None:
     use_fast_double_backward(skeleton)
+    use_lean_pooling(skeleton)
     recompute_blocks(skeleton, recompute, random=random)
 
 
