@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -108,18 +109,18 @@ class Adapter:
     Args:
         settings: of the run.
         leader: file in which the trainer publishes what the run answers from.
-        record: whether answers are recorded as programs, which have the same bits and save most of the time of small
-            models; see ``AnsweringLearner.record``.
+        executor: whose one thread records answers as programs, which have the same bits and save most of the time of
+            small models; see ``AnsweringLearner.record``. By default, no answers are recorded.
     """
 
-    def __init__(self, settings: TrainerSettings, leader: Path, *, record: bool = False) -> None:
+    def __init__(self, settings: TrainerSettings, leader: Path, *, executor: Executor | None = None) -> None:
         """Build the learner once; each call reads its state from the file if it has changed.
 
         If answers share work that depends on the state alone, such as a fit to past rows, a thread reads the file and
         does this work. Until it is done, the leader before it answers; only the first one is waited for.
         """
         torch.set_num_threads(settings.engine.threads)
-        self._settings, self._path, self._record = settings, leader, record
+        self._settings, self._path, self._executor = settings, leader, executor
         self.answering = self._build(settings)
         self._lock = Lock()
         self._cached: tuple[int, Leader, AnsweringLearner] | None = None
@@ -130,7 +131,7 @@ class Adapter:
 
     def _build(self, settings: TrainerSettings) -> AnsweringLearner:
         answering = build_answering_learner(settings, MemoryReplayBuffer())
-        return answering.record() if self._record else answering
+        return answering if self._executor is None else answering.record(self._executor)
 
     def leader(self) -> Leader:
         """Return the newest leader; ``answering`` is then the learner that answers from it.

@@ -1,6 +1,7 @@
 """Build the model, the inner loop and the learners from the settings."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -249,25 +250,27 @@ class AnsweringLearner(NamedTuple):
         """Return the prediction for ``x`` from a published state and a support set, as it is scored."""
         return (self.recorded or self.learner.answers)(state, support, x)[self.suffix]
 
-    def record(self) -> "AnsweringLearner":
-        """Return the same learner, whose answers are recorded as programs in the background; see ``Recorder``."""
-        return self._replace(recorded=record_answers(self.learner))
+    def record(self, executor: Executor) -> "AnsweringLearner":
+        """Return the same learner, whose answers are recorded as programs by an executor's thread; see ``Recorder``."""
+        return self._replace(recorded=record_answers(self.learner, executor))
 
 
-def record_answers(learner: Learner) -> Answers:
-    """Return a learner's ``answers``, recorded as programs in the background; those that draw numbers are called."""
+def record_answers(learner: Learner, executor: Executor) -> Answers:
+    """Return a learner's ``answers``, recorded by an executor's thread; those that draw numbers are called."""
     if isinstance(learner, Pool):
-        return partial(learner.mix_answers_of, {name: record_answers(one) for name, one in learner.experts.items()})
+        return partial(
+            learner.mix_answers_of, {name: record_answers(one, executor) for name, one in learner.experts.items()}
+        )
     if isinstance(learner, FunctionalLearner):
-        return learner.answers if learner.draws_numbers() else _record_from_begin(learner)
+        return learner.answers if learner.draws_numbers() else _record_from_begin(learner, executor)
     if not isinstance(learner, ScoredLearner) or learner.draws_numbers():
         return learner.answers
-    return Recorder(learner.answers, slow=SLOW_ANSWER_SECONDS, background=True)
+    return Recorder(learner.answers, slow=SLOW_ANSWER_SECONDS, executor=executor)
 
 
-def _record_from_begin(learner: FunctionalLearner) -> Answers:
+def _record_from_begin(learner: FunctionalLearner, executor: Executor) -> Answers:
     """Record what follows the beginning of an answer, which may be drawn."""
-    recorded = Recorder(learner.answers_from, slow=SLOW_ANSWER_SECONDS, background=True)
+    recorded = Recorder(learner.answers_from, slow=SLOW_ANSWER_SECONDS, executor=executor)
     return lambda state, support, x: recorded(learner.begin(state, support), support, x)
 
 

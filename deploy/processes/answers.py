@@ -1,5 +1,6 @@
 """The process that answers: ``python -m deploy.processes.answers LOGS``, with the daemon's socket as standard input."""
 
+import gc
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Thread
@@ -20,6 +22,7 @@ from deploy.exits import DONE, TRY_LATER
 from deploy.leader import Adapter
 from deploy.logs import Origin, log_to_stderr
 from deploy.processes.child import die_with_parent
+from online_meta.functional.recording import COMPARED_CALLS, RECORD_AFTER_CALLS
 from online_meta.types import Batch, Tensors
 from streams.formats import wire
 from streams.formats.json_body import read_as_safetensors, tensors_to_json
@@ -31,9 +34,11 @@ THREADS = 2
 """Requests that are answered at the same time, if answers are slow."""
 QUICK_SECONDS = 0.02
 """Answers that take less processor time are given one after another: two threads of Python slow each other down."""
+REHEARSAL_SECONDS = 5.0
+"""How long a rehearsal repeats an answer; slower answers gain little from a record."""
 RECEIVE_BYTES = 256 * 1024
-SERVE, ANSWER_TENSORS, ANSWER_JSON = 0, 1, 2
-"""What a frame to the process asks for: to serve a branch of the run, or an answer in a format."""
+SERVE, ANSWER_TENSORS, ANSWER_JSON, REHEARSE = 0, 1, 2, 3
+"""What a frame to the process asks for: to serve a branch of the run, an answer in a format, or to record answers."""
 GIVEN, REJECTED, NOT_READY = 0, 1, 2
 """What a frame from the process has: what was asked for, or a reason why not."""
 log = logging.getLogger(__name__)
@@ -90,6 +95,21 @@ class Served:
         """
         return answer_as(self.adapter, *decode_request(self.task, self.limits, body), as_json)
 
+    def rehearse(self, body: bytes, executor: Executor) -> None:
+        """Answer to a request so often that answers to requests of its shapes are recorded by ``executor`` afterwards.
+
+        Does nothing with a body that is refused, or before a leader is published.
+        """
+        deadline = time.monotonic() + REHEARSAL_SECONDS
+        try:
+            for count in (RECORD_AFTER_CALLS, COMPARED_CALLS):
+                for _ in range(count):
+                    if time.monotonic() < deadline:
+                        self.answer(body, as_json=False)
+                executor.submit(gc.collect).result()  # It has one thread, which has recorded when it comes to this.
+        except (Rejected, FileNotFoundError) as error:
+            log.debug("not rehearsed: %s", error)
+
 
 def answer_as(adapter: Adapter, support: Batch, query_x: Tensors, as_json: bool) -> tuple[bytes, int]:
     """Return what ``Adapter.answer`` returns, as safetensors or as JSON."""
@@ -119,10 +139,10 @@ def describe_served(config: Config, leader: Path) -> bytes:
     return json.dumps(parts).encode()
 
 
-def open_served(description: bytes) -> Served:
-    """Return the branch that ``describe_served`` describes."""
+def open_served(description: bytes, executor: Executor) -> Served:
+    """Return the branch that ``describe_served`` describes, whose answers the one thread of ``executor`` records."""
     parts = json.loads(description)
-    adapter = Adapter(parse_settings(parts["settings"]), Path(parts["leader"]), record=True)
+    adapter = Adapter(parse_settings(parts["settings"]), Path(parts["leader"]), executor=executor)
     task = TypeAdapter(TaskSpec).validate_json(json.dumps(parts["task"]))
     limits = TypeAdapter(Limits).validate_json(json.dumps(parts["limits"]))
     return Served(adapter, task, limits)
@@ -144,6 +164,7 @@ class AnsweringLoop:
         self._frames: Iterator[Frame] = iter(())
         self._receiving, self._sending = Lock(), Lock()
         self._served: Served | None = None
+        self._executor = ThreadPoolExecutor(1, "record")
         self._last_seconds = 0.0
 
     def run(self) -> None:
@@ -166,11 +187,16 @@ class AnsweringLoop:
                 if frame is None:
                     return
                 if frame.kind == SERVE:
-                    self._served = open_served(frame.body)
+                    self._served = open_served(frame.body, self._executor)
                     self._send(Frame(frame.number, GIVEN, 0, b""))
                     continue
                 served = self._served
                 assert served is not None, "the first frame says what is served"
+                if frame.kind == REHEARSE:
+                    served.rehearse(frame.body, self._executor)
+                    gc.freeze()  # A collection then need not look at all that the imports have made, for 0.1 s.
+                    self._send(Frame(frame.number, GIVEN, 0, b""))
+                    continue
                 if self._last_seconds < QUICK_SECONDS:
                     self._answer(served, frame)
                     continue
@@ -224,4 +250,6 @@ def main(logs: str = "text") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    status = main(*sys.argv[1:])
+    logging.shutdown()
+    os._exit(status)  # A normal exit would wait for what is being recorded.

@@ -15,6 +15,7 @@ from deploy.processes.answers import (
     ANSWER_JSON,
     ANSWER_TENSORS,
     NOT_READY,
+    REHEARSE,
     REJECTED,
     SERVE,
     Frame,
@@ -68,8 +69,11 @@ class AnsweringProcess:
         """The id of the process; None before it is started."""
         return None if self._child is None else self._child.pid
 
-    def is_ready(self) -> bool:
-        """Return whether the process can answer a request now; count the request."""
+    def is_ready(self, body: bytes) -> bool:
+        """Return whether the process can answer a request now; count the request.
+
+        Before it is ready, it rehearses answers to such a ``body``.
+        """
         self._requests += 1
         if self._child is None and self._requests > START_AFTER:
             self._start()
@@ -78,7 +82,7 @@ class AnsweringProcess:
         adapter = self._state.adapter
         if self._asked is not adapter:
             self._asked = adapter
-            self._keep(self._open(self._connection, adapter))
+            self._keep(self._open(self._connection, adapter, body))
         return self._opened is adapter
 
     async def answer(self, body: bytes, *, as_json: bool) -> Answered | None:
@@ -134,15 +138,17 @@ class AnsweringProcess:
         if self._connection is connection:
             self._connection = self._asked = self._opened = None
 
-    async def _open(self, connection: "_Connection", adapter: Adapter) -> None:
-        """Let the process serve the branch of an adapter."""
+    async def _open(self, connection: "_Connection", adapter: Adapter, body: bytes) -> None:
+        """Let the process serve the branch of an adapter, once its answers to requests like ``body`` are recorded."""
         state = self._state
         try:
             await connection.ask(SERVE, describe_served(state.config, state.files.leader))
+            await connection.ask(REHEARSE, body)
         except Disconnected:
             return
         if self._connection is connection and self._asked is adapter:
             self._opened = adapter
+            log.info("a process of its own answers requests from now on (pid %s)", self.pid)
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)  # The loop itself would forget it.

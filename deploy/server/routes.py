@@ -126,7 +126,7 @@ async def adapt(request: Request) -> Response:
         body = await read_body(request, reservation)
         check_declared_type(request.headers, body)
         as_json = wants_json(request.headers, is_json(body))
-        ready = process is not None and process.is_ready()
+        ready = process is not None and process.is_ready(body)
         decoded = None if ready else await _decode(request, body)
     try:
         answered = await process.answer(body, as_json=as_json) if ready and process is not None else None

@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -334,7 +335,7 @@ class Recorder(Generic[Arguments, Result]):
         record_after: int | None = None,
         slow: float = SLOW_SECONDS,
         *,
-        background: bool = False,
+        executor: Executor | None = None,
     ) -> None:
         """Start without records.
 
@@ -342,10 +343,11 @@ class Recorder(Generic[Arguments, Result]):
             function: to call.
             record_after: calls of a kind before it is recorded; None for ``RECORD_AFTER_CALLS``.
             slow: seconds of processor time of a call above which nothing is recorded.
-            background: whether a thread of its own records, so that no call waits for it. PyTorch's recording replaces
-                functions of the whole process meanwhile: nothing else may be recorded or compiled at the same time.
+            executor: whose thread records, so that no call waits for it; None to record within a call. PyTorch's
+                recording replaces functions of the whole process meanwhile: nothing else may be recorded or compiled
+                at the same time, so that all recorders of a process share one thread.
         """
-        self._function, self._slow, self._background = function, slow, background
+        self._function, self._slow, self._executor = function, slow, executor
         self._record_after = RECORD_AFTER_CALLS if record_after is None else record_after
         self._calls: dict[Any, _Calls] = {}
         self._records: dict[Any, _Recorded | None] = {}
@@ -387,11 +389,10 @@ class Recorder(Generic[Arguments, Result]):
 
     def _start_record(self, kind: Any, args: Any, seconds: float) -> None:
         def record() -> None:
-            with _recording:
-                self._records[kind] = self._record(args, seconds)
+            self._records[kind] = self._record(args, seconds)
 
-        if self._background:
-            threading.Thread(target=record, name="record", daemon=True).start()
+        if self._executor is not None:
+            self._executor.submit(record)
         else:
             record()
 
@@ -437,9 +438,6 @@ class Recorder(Generic[Arguments, Result]):
 
 
 log = logging.getLogger(__name__)
-
-_recording = threading.Lock()
-"""Held while a thread in the background records; see ``Recorder``."""
 
 
 def _is_plain(leaf: Tensor) -> bool:

@@ -2,10 +2,13 @@
 
 import contextlib
 import json
+import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -20,6 +23,7 @@ from deploy.processes.answers import (
     ANSWER_TENSORS,
     GIVEN,
     NOT_READY,
+    REHEARSE,
     REJECTED,
     SERVE,
     AnsweringLoop,
@@ -30,10 +34,12 @@ from deploy.processes.answers import (
     unpack_frames,
 )
 from deploy.server.answering import START_AFTER
+from online_meta.functional.recording import Recorder
 from online_meta.types import Batch, Tensors
 from streams.formats.json_body import tensors_to_json
 from streams.sources.sinusoid import make_task
 from tests.support.daemon import Daemon, encode, running_daemon, wait_for, write_sinusoid
+from trainers import build
 from trainers.journal.leader_file import encode_leader
 
 TASK = make_task(0, 1000, 5, 5)
@@ -170,6 +176,35 @@ def test_each_request_gets_its_own_answer(loop: socket.socket, tmp_path: Path) -
     assert json.loads(found[8].body) == {"round": 3, **tensors_to_json(right)}
 
 
+def test_after_a_rehearsal_a_program_answers(
+    loop: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "SLOW_ANSWER_SECONDS", math.inf)
+    monkeypatch.setattr(answers, "REHEARSAL_SECONDS", math.inf)
+    config, leader = read_config(write_sinusoid(tmp_path)), tmp_path / "leader.safetensors"
+    adapter, called = Adapter(config.trainer(), leader), []
+    leader.write_bytes(encode_leader(adapter.answering.learner.state(), 3, learner=adapter.answering.name))
+    right, _ = adapter.answer(TASK.support, TASK.query.x)
+    original = Recorder._call_and_count
+
+    def count(self: Any, *args: Any) -> Any:
+        called.append(1)
+        return original(self, *args)
+
+    monkeypatch.setattr(Recorder, "_call_and_count", count)
+    for number, (kind, body) in enumerate(
+        ((SERVE, describe_served(config, leader)), (REHEARSE, b"x"), (REHEARSE, BODY))
+    ):
+        loop.sendall(pack_frame(Frame(number, kind, 0, body)))
+    assert {frame.kind for frame in receive(loop, 3).values()} == {GIVEN}
+    rehearsed = len(called)
+    assert rehearsed
+    for number in range(3):
+        loop.sendall(pack_frame(Frame(number, ANSWER_TENSORS, 0, BODY)))
+    assert {frame.body for frame in receive(loop, 3).values()} == {right}
+    assert len(called) == rehearsed
+
+
 def test_slow_answers_do_not_wait_for_each_other(
     loop: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +225,6 @@ def test_slow_answers_do_not_wait_for_each_other(
 def test_a_branch_is_described_whole(tmp_path: Path) -> None:
     limits = "limits = { json_bytes = 1000 }\n"
     config = read_config(write_sinusoid(tmp_path, limits), ("task.y_shape=[1]", "inner.answer_steps=[3]"))
-    served = open_served(describe_served(config, tmp_path / "leader"))
+    served = open_served(describe_served(config, tmp_path / "leader"), ThreadPoolExecutor(1))
     assert (served.task, served.limits) == (config.task, config.serve.limits)
     assert served.adapter.answering.name == Adapter(config.trainer(), tmp_path / "leader").answering.name

@@ -1,9 +1,8 @@
 """A recorded function returns the function's own bits, and is not used where it does not."""
 
 import math
-import threading
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -203,11 +202,12 @@ def test_a_record_keeps_no_graph_and_reads_what_it_is_given() -> None:
 
 def test_a_thread_records_while_calls_go_on() -> None:
     counted = Counted(descend)
-    recorder: Recorder[..., Any] = Recorder(counted, record_after=2, slow=math.inf, background=True)
+    executor = ThreadPoolExecutor(1)
+    recorder: Recorder[..., Any] = Recorder(counted, record_after=2, slow=math.inf, executor=executor)
     recorder(*example(0))
     recorder(*example(1))
-    deadline = time.monotonic() + 200
-    while any(thread.name == "record" for thread in threading.enumerate()) and time.monotonic() < deadline:
+    recorded = executor.submit(int)
+    while not recorded.done():
         assert bits(recorder(*example(2))) == bits(descend(*example(2)))
     for seed in range(COMPARED_CALLS):
         assert bits(recorder(*example(seed))) == bits(descend(*example(seed)))

@@ -1,8 +1,7 @@
 """The learner that answers gives the same answers from recorded programs, to the bit."""
 
 import math
-import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,15 @@ def test_recorded_answers_are_the_same(name: str, tmp_path: Path, monkeypatch: p
 
     def note(self: Recorder[..., Any], *args: Any, **options: Any) -> None:
         original(self, *args, **options)
-        if options.get("background"):
+        if options.get("executor"):
             recorders.append(self)
 
     monkeypatch.setattr(Recorder, "__init__", note)
     path = tmp_path / "config.toml"
     path.write_text(sinusoid_config(tmp_path / "run", 0, sections=RUNS[name]).replace("[serve]\nport = 0\n", ""))
     plain = build_answering_learner(read_config(path).trainer(), MemoryReplayBuffer())
-    recorded, state = plain.record(), plain.learner.state()
+    executor = ThreadPoolExecutor(1)
+    recorded, state = plain.record(executor), plain.learner.state()
 
     def compare(rounds: int) -> None:
         for round in range(rounds):
@@ -54,9 +54,7 @@ def test_recorded_answers_are_the_same(name: str, tmp_path: Path, monkeypatch: p
             assert encode_predictions(recorded.answer(state, task.support, task.query.x)) == right
 
     compare(2)
-    deadline = time.monotonic() + 200
-    while any(thread.name == "record" for thread in threading.enumerate()) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    executor.shutdown()
     compare(COMPARED_CALLS + 3)
     assert recorders
     used = [one for recorder in recorders for one in recorder._records.values() if one is not None]
