@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Annotated, Literal, TypeVar, get_args
 
 from annotated_types import Ge, Gt, Lt
@@ -219,7 +220,7 @@ class TaskSpec:
 
     def inputs(self) -> dict[str, InputSpec]:
         """Return the inputs by name, in the order of the names; a single tensor has the name ""."""
-        return dict(self.x) if self.x_shape is None else {"": InputSpec(self.x_shape, self.x_dtype)}
+        return dict(self.x) if self.x_shape is None else {"": _input(self.x_shape, self.x_dtype)}
 
     def text_of(self, name: str) -> TextSpec | None:
         """Return how texts become the input ``name``; None if it takes no texts."""
@@ -234,7 +235,7 @@ class TaskSpec:
 
     def list_targets(self) -> dict[str, TargetSpec]:
         """Return the targets by name, in the order of the names; a single tensor has the name ""."""
-        return dict(self.targets) or {"": TargetSpec(self.y, self.ways, self.y_shape, self.y_values)}
+        return dict(self.targets) or {"": _target(self.y, self.ways, self.y_shape, self.y_values)}
 
     def has_open_dimensions(self) -> bool:
         """Return whether the size of a task's samples may differ between tasks."""
@@ -368,6 +369,10 @@ def _named(what: str, given: Mapping[str, Spec]) -> dict[str, Spec]:
     if len(given) > NAMES:
         raise ValueError(f"{what} has {len(given)} names; at most {NAMES} are accepted")
     return dict(sorted(given.items()))
+
+
+_input, _target = cache(InputSpec), cache(TargetSpec)
+"""They are asked for several times a task, and validate what they are given."""
 
 
 def _is_count(value: object, minimum: int = 1) -> bool:

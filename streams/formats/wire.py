@@ -339,7 +339,7 @@ def _require_counting(part: str, batch: Batch, spec: TaskSpec) -> None:
 
 
 def _finite(name: str, tensor: Tensor) -> Tensor:
-    if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
+    if tensor.dtype.is_floating_point and not np.isfinite(tensor.numpy()).all():
         # Reduce by sample: a list of all non-finite positions would be many times larger than the tensor.
         at = int(torch.isfinite(tensor).reshape(len(tensor), -1).all(dim=1).to(torch.uint8).argmin())
         raise Rejected("not_finite", f"{name} has NaN or infinity (or exceeds float32) at sample {at}")

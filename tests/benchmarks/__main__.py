@@ -17,7 +17,7 @@ from tests.benchmarks.growth import measure_growth
 from tests.benchmarks.plot import draw
 from tests.benchmarks.race import race
 from tests.benchmarks.starts import time_first_start, time_imports
-from tests.benchmarks.surroundings import bind_to_one_core, describe_machine, read_commit, read_versions
+from tests.benchmarks.surroundings import bind_to_one_core, describe_machine, log_progress, read_commit, read_versions
 from tests.benchmarks.table import render
 from tests.benchmarks.works import WORKS
 
@@ -33,20 +33,22 @@ def measure(chosen: tuple[str, ...], rounds: int | None, programs: Path) -> Iter
     }
     about |= {"machine": describe_machine(), "versions": read_versions(), "plot": "bench.png", "wall_seconds": 0.0}
     result: dict[str, Any] = {"about": about, "works": {}}
-    _log("imports")
+    log_progress("imports")
     result["imports"] = time_imports(["online_meta", *PACKAGES.values()])
     if "first_start" in chosen:
-        _log("first start to first step")
+        log_progress("first start to first step")
         result["first_start"] = time_first_start()
     bind_to_one_core()
     torch.set_num_threads(1)
     for name in (name for name in chosen if name in WORKS):
         work = WORKS[name]
-        result["works"][name] = race(work, rounds or work.rounds, programs, lambda what, at=name: _log(f"{at}: {what}"))
+        result["works"][name] = race(
+            work, rounds or work.rounds, programs, lambda what, at=name: log_progress(f"{at}: {what}")
+        )
         about["wall_seconds"] = time.monotonic() - began
         yield result
     if "memory_growth" in chosen:
-        result["growth"] = measure_growth(programs, lambda what: _log(f"memory_growth: {what}"))
+        result["growth"] = measure_growth(programs, lambda what: log_progress(f"memory_growth: {what}"))
     about["wall_seconds"] = time.monotonic() - began
     yield result
 
@@ -71,10 +73,6 @@ def main(only: tuple[str, ...], rounds: int | None, out: Path | None) -> None:
             replace_file(out / "bench.md", render(result).encode(), durable=False)
             replace_file(out / "bench.png", draw(result), durable=False)
     click.echo((out / "bench.md").read_text(encoding="utf-8"))
-
-
-def _log(what: str) -> None:
-    click.echo(f"{time.strftime('%H:%M:%S')} {what}", err=True)
 
 
 if __name__ == "__main__":

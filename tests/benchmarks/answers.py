@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks.answers``: measure answers over HTTP during training, and write docs/results."""
+"""``python -m tests.benchmarks.answers``: measure answers over HTTP during training, into docs/results."""
 
 import json
 import subprocess
@@ -8,36 +8,31 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import click
 import httpx
 import psutil
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Picture
 from safetensors.torch import load
 
 from streams.atomic_files import replace_file
 from streams.formats.json_body import tensors_to_json
 from streams.sources.sinusoid import make_task
 from tests.benchmarks.streams.figure import Figure, make_figure
-from tests.benchmarks.surroundings import describe_machine, read_commit
-from tests.support.daemon import Daemon, encode, free_port, running_daemon, sinusoid, wait_for
+from tests.benchmarks.surroundings import describe_machine, log_progress, read_commit
+from tests.support.daemon import Daemon, encode, free_port, running_daemon, sinusoid, sinusoid_config, wait_for
 
 NAME = "bench_answers"
 CONNECTIONS, BODIES, POINTS = 8, 64, 10
+ANSWERING, PATIENCE = "a process of its own answers", 60.0
+"""What the daemon's log says from then on, and how many seconds an answer may take on a busy machine."""
 SETTLE_SECONDS, QUIET_SECONDS, WARM_ROUNDS = 300.0, 3.0, 60
 INGEST_PER_SECOND = 20.0
-CONFIG = """
-[run]
-path = "{run}"
-[task]
-x_shape = [1]
-y = "real"
-y_shape = [1]
-[model]
-build = "trainers.models:mlp"
-args = {{ inputs = 1, outputs = 1, hidden = [40, 40] }}
-loss = "mse"
+SECTIONS = """
 [inner]
 rule = "sgd"
 steps = 5
@@ -53,8 +48,6 @@ comparator = []
 {baselines}
 [[source]]
 kind = "{source}"
-[serve]
-port = {port}
 """
 ONE, POOL = "one learner", "the pool"
 BASELINES = {ONE: "baselines = []", POOL: ""}
@@ -62,6 +55,8 @@ BASELINES = {ONE: "baselines = []", POOL: ""}
 GOALS = {ONE: (600, 25), POOL: (100, None)}
 """The least number of answers per second, and the most milliseconds of the 99th percentile."""
 PACE_GOAL = 0.6
+PANELS = {"answers per second": "Answers per second", "milliseconds to an answer": "Milliseconds to an answer"}
+COLOURS = {ONE: "#08519c", POOL: "#6baed6"}
 MEDIA_TYPES = {"safetensors": "application/octet-stream", "json": "application/json"}
 
 
@@ -88,6 +83,8 @@ def run_load(daemon: Daemon, bodies: Path, kind: str, seconds: float) -> dict[st
         "-t1",
         f"-c{CONNECTIONS}",
         f"-d{max(1, round(seconds))}s",
+        "--timeout",
+        f"{PATIENCE:g}s",
         "-s",
         str(script),
         f"{daemon.url}/v1/adapt",
@@ -98,6 +95,18 @@ def run_load(daemon: Daemon, bodies: Path, kind: str, seconds: float) -> dict[st
     if found["failed"]:
         raise RuntimeError(f"{found['failed']} requests failed: {output}")
     return {"rate": found["requests"] / found["seconds"], **{name: found[name] for name in ("p50", "p99", "max")}}
+
+
+def warm_up(daemon: Daemon, bodies: Path) -> None:
+    """Send requests until a process of its own answers, and then some of each kind."""
+
+    def look() -> bool:
+        run_load(daemon, bodies, "safetensors", 1)
+        return ANSWERING in daemon.log.read_text()
+
+    wait_for(ANSWERING, look, SETTLE_SECONDS)
+    for kind in MEDIA_TYPES:
+        run_load(daemon, bodies, kind, 2)
 
 
 def check_answer(daemon: Daemon) -> None:
@@ -147,7 +156,8 @@ def serve(folder: Path, kind: str, source: str = "sinusoid") -> Iterator[Daemon]
     """Start a daemon that plays the sinusoid stream, with one learner or the pool."""
     folder.mkdir(parents=True)
     config = folder / "config.toml"
-    config.write_text(CONFIG.format(run=folder / "run", baselines=BASELINES[kind], port=free_port(), source=source))
+    sections = SECTIONS.format(baselines=BASELINES[kind], source=source)
+    config.write_text(sinusoid_config(folder / "run", free_port(), hidden="40, 40", sections=sections))
     with running_daemon(config) as daemon:
         yield daemon
 
@@ -158,10 +168,9 @@ def measure(kind: str, folder: Path, bodies: Path, rounds: int, seconds: float) 
     with serve(folder, kind) as daemon:
         settled = wait_until_settled(daemon)
         check_answer(daemon)
-        run_load(daemon, bodies, "safetensors", 2)  # The first answers of a shape take longer.
-        run_load(daemon, bodies, "json", 2)
+        warm_up(daemon, bodies)
         for round in range(rounds):
-            _log(f"{kind}, {round + 1} of {rounds}")
+            log_progress(f"{kind}, {round + 1} of {rounds}")
             alone, _ = measure_pace(daemon, lambda: time.sleep(seconds))
             loaded, answers = measure_pace(daemon, lambda: run_load(daemon, bodies, "safetensors", seconds))
             values = {**answers, "pace_alone": alone, "pace_loaded": loaded, "settled": settled}
@@ -180,7 +189,7 @@ def measure_ingest(folder: Path, bodies: Path, rounds: int, seconds: float) -> d
     with serve(folder, ONE, "http") as daemon, httpx.Client(base_url=daemon.url, trust_env=False) as client:
         _submit(client, 0, WARM_ROUNDS)
         wait_until_settled(daemon)
-        run_load(daemon, bodies, "safetensors", 2)
+        warm_up(daemon, bodies)
         sent = WARM_ROUNDS
         for _ in range(rounds):
             for name, load_ in (("alone", False), ("loaded", True)):
@@ -248,8 +257,11 @@ def render(result: dict[str, Any]) -> str:
 `{result["command"]}`, commit {result["commit"]}; {machine["processor"]}, load {machine["load_before"]:.1f} before.
 
 A daemon plays the sinusoid stream: a perceptron 1-40-40-1, 5 inner steps, 5 meta-steps a round on 10 tasks.
-Meanwhile wrk posts {POINTS} support and {POINTS} query samples to `/v1/adapt` over {CONNECTIONS} connections. Medians
-over rounds of {result["seconds"]:g} seconds with the load and without, which take turns.
+Meanwhile wrk posts {POINTS} support and {POINTS} query samples to `/v1/adapt` over {CONNECTIONS} connections, and sends
+the next request of a connection as soon as the answer is there. Medians over rounds of {result["seconds"]:g} seconds
+with the load and without, which take turns.
+
+![Answers per second and the time to an answer, with their goals]({NAME}.png)
 """
     tables = {f"{kind[0].upper()}{kind[1:]}": make_figures(kind, found) for kind, found in result["answers"].items()}
     tables["Tasks sent meanwhile"] = make_ingest_figures(result["ingest"])
@@ -260,6 +272,28 @@ over rounds of {result["seconds"]:g} seconds with the load and without, which ta
             spread = f"{one.lowest:,.4g} to {one.highest:,.4g}"
             text += f"| {one.what} | {one.found:,.4g} | {spread} | {goal} | {one.verdict} |\n"
     return text
+
+
+def draw(result: dict[str, Any]) -> bytes:
+    """Return a PNG: answers per second, and the time to an answer; black marks are goals, grey lines minimum to maximum."""
+    picture = Picture(figsize=(12, 4), layout="constrained")
+    FigureCanvasAgg(picture)
+    for axis, (word, title) in zip(picture.subplots(1, 2), PANELS.items(), strict=True):
+        found = [(kind, one) for kind, each in result["answers"].items() for one in make_figures(kind, each)]
+        shown = [(kind, one) for kind, one in found if one.what.startswith(word)]
+        for place, (kind, one) in enumerate(shown):
+            axis.barh(-place, one.found, color=COLOURS[kind])
+            axis.plot([one.lowest, one.highest], [-place, -place], color="grey")
+            axis.annotate(f" {one.found:,.3g}", (one.highest, -place), va="center", fontsize=8)
+            if one.goal is not None:
+                axis.plot([one.goal] * 2, [-place - 0.4, -place + 0.4], color="black", linewidth=2)
+        labels = [f"{kind}: {one.what.removeprefix(word).removeprefix(', ') or 'safetensors'}" for kind, one in shown]
+        axis.set_yticks([-place for place in range(len(shown))], labels, fontsize=8)
+        axis.set_title(f"{title} (mark: goal)")
+        axis.margins(x=0.12)
+    target = BytesIO()
+    picture.savefig(target, format="png", dpi=110)
+    return target.getvalue()
 
 
 @click.command()
@@ -277,16 +311,13 @@ def main(rounds: int, seconds: float, only: tuple[str, ...], out: Path) -> None:
         write_bodies(bodies)
         for number, kind in enumerate(only or (ONE, POOL)):
             result["answers"][kind] = measure(kind, folder / str(number), bodies, rounds, seconds)
-        _log("ingest")
+        log_progress("ingest")
         result["ingest"] = measure_ingest(folder / "ingest", bodies, rounds, seconds)
     out.mkdir(parents=True, exist_ok=True)
+    replace_file(out / f"{NAME}.png", draw(result), durable=False)
     replace_file(out / f"{NAME}.json", json.dumps(result, indent=1).encode(), durable=False)
     replace_file(out / f"{NAME}.md", render(result).encode(), durable=False)
     click.echo(render(result))
-
-
-def _log(what: str) -> None:
-    click.echo(f"{time.strftime('%H:%M:%S')} {what}", err=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from tests.benchmarks.goals import format_verdict
 from tests.benchmarks.one_rank import BATCH, SIDE
 from tests.benchmarks.ranks import time_ranks
 from tests.benchmarks.stalls import compute_share, time_stalls
-from tests.benchmarks.surroundings import describe_machine, read_commit
+from tests.benchmarks.surroundings import describe_machine, log_progress, read_commit
 from tests.recovery.test_kills import body
 from tests.recovery.test_ranks import ENGINE, kill_rank
 from tests.support.daemon import RestartedDaemon, wait_for
@@ -40,7 +40,7 @@ def race(rounds: int, steps: int) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {name: [] for name in WAYS}
     for round in range(rounds):
         for name, (kind, world) in WAYS.items():
-            _log(f"round {round + 1} of {rounds}: {name}")
+            log_progress(f"round {round + 1} of {rounds}: {name}")
             found[name].append(time_steps(kind, world, steps))
     return found
 
@@ -63,7 +63,7 @@ def time_recoveries(fault: Callable[[RestartedDaemon, int], None], times: int, f
     served = RestartedDaemon(folder, more=ENGINE)
     taken, fed = [], 0
     for number in range(times):
-        _log(f"{fault.__name__}, {number + 1} of {times}")
+        log_progress(f"{fault.__name__}, {number + 1} of {times}")
         submit(served.url, f"t{fed}", body(fed))
         fed += 1
         wait_for("it is learned", lambda fed=fed: served.status()["rounds"]["learned"] == fed, 120)
@@ -143,15 +143,11 @@ def main(rounds: int, steps: int, kills: int, stops: int, out: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         result["killed"] = time_recoveries(kill_rank, kills, Path(folder) / "killed")
         result["stopped"] = time_recoveries(stop_rank, stops, Path(folder) / "stopped")
-        _log("checkpoints")
+        log_progress("checkpoints")
         result["stalls"] = time_stalls(20, Path(folder))
     replace_file(out / f"{NAME}.json", json.dumps(result, indent=1).encode(), durable=False)
     replace_file(out / f"{NAME}.md", render(result).encode(), durable=False)
     click.echo(render(result))
-
-
-def _log(what: str) -> None:
-    click.echo(f"{time.strftime('%H:%M:%S')} {what}", err=True)
 
 
 if __name__ == "__main__":

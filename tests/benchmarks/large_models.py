@@ -20,7 +20,7 @@ import online_meta as om
 from online_meta.memory import MemoryMeter, bytes_of
 from online_meta.preflight.preflight import unrolled
 from online_meta.types import Meta, MetaGrad, Task
-from tests.benchmarks.surroundings import read_commit
+from tests.benchmarks.surroundings import log_progress, read_commit
 from trainers.memory_estimate import gradient_peak
 from trainers.models import transformer
 
@@ -155,7 +155,9 @@ def find_largest(
             return found, False
         place = min(max(place, fits + 1), fails - 1)
         trial = try_width(scale, way, scale.widths[place], device)
-        _log(f"  width {trial.width}: {trial.parameters / 1e6:.3g} M parameters, {_format_gigabytes(trial.peak)}")
+        log_progress(
+            f"  width {trial.width}: {trial.parameters / 1e6:.3g} M parameters, {_format_gigabytes(trial.peak)}"
+        )
         if trial.peak is None:
             fails = place
         else:
@@ -186,7 +188,7 @@ def measure(scale: Scale, device: torch.device, seconds: float) -> dict[str, Any
     began, rows = time.monotonic(), {}
     place = len(scale.widths) // 3
     for number, way in enumerate(METHODS):
-        _log(way)
+        log_progress(way)
         deadline = began + seconds * (number + 1) / len(METHODS)
         found, done = find_largest(scale, way, device, deadline, place)
         if found is None:
@@ -203,7 +205,7 @@ def measure(scale: Scale, device: torch.device, seconds: float) -> dict[str, Any
             "estimate": estimate,
             "estimate_error": estimate / timed.peak - 1 if estimate and timed.peak else None,
         }
-        _log(f"  {json.dumps(rows[way])}")
+        log_progress(f"  {json.dumps(rows[way])}")
     return rows
 
 
@@ -248,10 +250,6 @@ meta-parameters, but no optimizer.
 
 def _format_gigabytes(count: int | None) -> str:
     return "does not fit" if count is None else f"{count / 1e9:.3g} GB"
-
-
-def _log(what: str) -> None:
-    click.echo(f"{time.strftime('%H:%M:%S')} {what}", err=True)
 
 
 @click.command()

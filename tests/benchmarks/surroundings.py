@@ -3,9 +3,12 @@
 import os
 import platform
 import subprocess
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import click
 
 PACKAGES = ("torch", "jax", "jaxlib", "higher", "torchopt", "numpy")
 
@@ -30,6 +33,11 @@ def read_commit() -> str:
     """Return the commit, marked if files differ from it."""
     done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
+
+
+def log_progress(what: str) -> None:
+    """Say on stderr what is measured now, with the time of day."""
+    click.echo(f"{time.strftime('%H:%M:%S')} {what}", err=True)
 
 
 def bind_to_one_core() -> None:

@@ -11,6 +11,7 @@ import online_meta as om
 from online_meta.batching.autotune import relative_error
 from online_meta.tree import to_float64
 from tests.benchmarks.answers import ONE, POOL
+from tests.benchmarks.answers import draw as draw_answers
 from tests.benchmarks.answers import render as render_answers
 from tests.benchmarks.contestants import CONTESTANTS, prepare_unrolled, stack_tasks
 from tests.benchmarks.goals import format_verdict
@@ -148,7 +149,9 @@ def test_the_page_of_answers_compares_each_figure_with_its_goal():
     machine = {"processor": "two cores", "load_before": 0.0}
     taken = {"alone": [0.001, 0.002], "loaded": [0.003]}
     result = {"command": "c", "commit": "a", "machine": machine, "seconds": 1, "ingest": taken}
-    page = render_answers(result | {"answers": {ONE: found, POOL: found}})
+    result |= {"answers": {ONE: found, POOL: found}}
+    assert draw_answers(result).startswith(b"\x89PNG")
+    page = render_answers(result)
     assert "| answers per second | 650 | 500 to 700 | at least 600 | met |" in page
     assert "| answers per second | 650 | 500 to 700 | at least 100 | met |" in page
     assert "| milliseconds to an answer, p99 | 50 | 50 to 50 | at most 25 | **missed**: 2.00 times the goal |" in page

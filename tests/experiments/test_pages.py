@@ -15,6 +15,7 @@ from tests.house.sources import ROOT
 RESULTS = ROOT / "docs/results"
 RENDERERS = {
     "bench": "benchmarks.table",
+    "bench_answers": "benchmarks.answers",
     "bench_distributed": "benchmarks.distributed",
     "bench_memory": "benchmarks.memory",
     "bench_rounds": "benchmarks.rounds.page",

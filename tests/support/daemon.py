@@ -49,8 +49,11 @@ def free_port() -> int:
         return port
 
 
-def sinusoid_config(run: Path, port: int, hidden: int = 8, sections: str = SECTIONS) -> str:
-    """Return a configuration for the sinusoid stream: a small network, and the other ``sections`` as given."""
+def sinusoid_config(run: Path, port: int, hidden: int | str = 8, sections: str = SECTIONS) -> str:
+    """Return a configuration for the sinusoid stream: a small network, and the other ``sections`` as given.
+
+    ``hidden`` is the width of its hidden layer; of several ones, the widths with commas between them.
+    """
     return f"""
 [run]
 path = "{run}"

@@ -28,7 +28,7 @@ from tests.benchmarks.rounds.parts import (
     measure_rounds,
     measure_sizes,
 )
-from tests.benchmarks.surroundings import bind_to_one_core, describe_machine, read_commit, read_versions
+from tests.benchmarks.surroundings import bind_to_one_core, describe_machine, log_progress, read_commit, read_versions
 
 NAME = "bench_rounds"
 RANKS = "ranks"
@@ -50,12 +50,12 @@ OWN_PYTHON = Path(".venv/bin/python")
 
 def measure(name: str, scale: Scale, python: str) -> Part:
     """Return the result of a part; one that fails has the reason in place of its figures."""
-    _log(name)
+    log_progress(name)
     if name != RANKS:
         bind_to_one_core()
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="bench-rounds-") as folder:
-        setting = Setting(scale, Path(folder), lambda what: _log(f"{name}: {what}"), python)
+        setting = Setting(scale, Path(folder), lambda what: log_progress(f"{name}: {what}"), python)
         goal, function = PARTS[name]
         try:
             return function(goal, setting)
@@ -100,10 +100,6 @@ def main(only: tuple[str, ...], quick: bool, python: str, out: Path | None) -> N
         replace_file(out / f"{NAME}.md", render(result).encode(), durable=False)
         replace_file(out / f"{NAME}.png", draw(result), durable=False)
     click.echo((out / f"{NAME}.md").read_text(encoding="utf-8"))
-
-
-def _log(what: str) -> None:
-    click.echo(f"{time.strftime('%H:%M:%S')} {what}", err=True)
 
 
 if __name__ == "__main__":
