@@ -275,7 +275,7 @@ with the load and without, which take turns.
 
 
 def draw(result: dict[str, Any]) -> bytes:
-    """Return a PNG: answers per second, and the time to an answer; black marks are goals, grey lines minimum to maximum."""
+    """Return a PNG: answers per second, and the time to an answer; black marks are goals, grey lines the spread."""
     picture = Picture(figsize=(12, 4), layout="constrained")
     FigureCanvasAgg(picture)
     for axis, (word, title) in zip(picture.subplots(1, 2), PANELS.items(), strict=True):
