@@ -34,8 +34,8 @@ THREADS = 2
 """Requests that are answered at the same time, if answers are slow."""
 QUICK_SECONDS = 0.02
 """Answers that take less processor time are given one after another: two threads of Python slow each other down."""
-REHEARSAL_SECONDS = 5.0
-"""How long a rehearsal repeats an answer; slower answers gain little from a record."""
+REHEARSAL_SECONDS = 10.0
+"""Processor time after which a rehearsal repeats an answer no more; slower answers gain little from a record."""
 RECEIVE_BYTES = 256 * 1024
 SERVE, ANSWER_TENSORS, ANSWER_JSON, REHEARSE = 0, 1, 2, 3
 """What a frame to the process asks for: to serve a branch of the run, an answer in a format, or to record answers."""
@@ -100,11 +100,11 @@ class Served:
 
         Does nothing with a body that is refused, or before a leader is published.
         """
-        deadline = time.monotonic() + REHEARSAL_SECONDS
+        deadline = time.thread_time() + REHEARSAL_SECONDS
         try:
             for count in (RECORD_AFTER_CALLS, COMPARED_CALLS):
                 for _ in range(count):
-                    if time.monotonic() < deadline:
+                    if time.thread_time() < deadline:
                         self.answer(body, as_json=False)
                 executor.submit(gc.collect).result()  # It has one thread, which has recorded when it comes to this.
         except (Rejected, FileNotFoundError) as error:
