@@ -1,6 +1,7 @@
 """A recorded function returns the function's own bits, and is not used where it does not."""
 
 import math
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
