@@ -287,7 +287,7 @@ def draw(result: dict[str, Any]) -> bytes:
             axis.annotate(f" {one.found:,.3g}", (one.highest, -place), va="center", fontsize=8)
             if one.goal is not None:
                 axis.plot([one.goal] * 2, [-place - 0.4, -place + 0.4], color="black", linewidth=2)
-        labels = [f"{kind}: {one.what.removeprefix(word).strip(", ") or 'safetensors'}" for kind, one in shown]
+        labels = [f"{kind}: {one.what.removeprefix(word).strip(', ') or 'safetensors'}" for kind, one in shown]
         axis.set_yticks([-place for place in range(len(shown))], labels, fontsize=8)
         axis.set_title(f"{title} (mark: goal)")
         axis.margins(x=0.12)
