@@ -40,6 +40,8 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_a_run_that_draws_samples_continues_with_the_same_bits": ("5",),
     "test_every_number_of_ranks_draws_the_same_samples": ("2",),
     "test_the_meta_gradient_is_that_of_the_model_that_returns_the_tensor": ("an object", "a dict in a tuple"),
+    # Frozen weights in a file: one process stays.
+    "test_two_ranks_learn_the_same_bits_and_hold_a_layer_each": NONE,
     # Kills of every process, in every way of sharing updates.
     "test_kill_every_process_at_random_moments": ("8",),
     "test_branches_survive_a_kill_around_a_promotion_and_are_replayed_bit_for_bit": NONE,

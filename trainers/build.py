@@ -19,6 +19,7 @@ from online_meta.batching.failures import TaskFailures
 from online_meta.batching.programs import Programs
 from online_meta.functional.model import ModelLoss, model_loss
 from online_meta.functional.recording import Recorder
+from online_meta.functional.stateless import NOT_KEPT, KeptWeights
 from online_meta.inner import AnswerRule, Inner
 from online_meta.learners import FunctionalLearner, LearnerContext, gather_single_process
 from online_meta.learners.pool import Pool, choose_aggregation, find_mixing
@@ -61,6 +62,7 @@ from trainers.settings import (
     ModelSettings,
     TrainerSettings,
 )
+from trainers.shared_weights import share_frozen_weights
 
 LOCAL = "local"
 
@@ -83,7 +85,27 @@ def build_module(model: ModelSettings, *seed: int) -> nn.Module:
     return module
 
 
-def build_loss(model: ModelSettings, module: nn.Module) -> ModelLoss:
+def build_model(settings: TrainerSettings) -> tuple[nn.Module, ModelLoss]:
+    """Return the model and its loss on the device of the run; shared frozen weights stay in the host's memory.
+
+    Raises ``ValueError`` as ``build_module`` and ``build_loss`` do, or if frozen weights cannot be shared.
+    """
+    module, folder, kept = build_module(settings.model, settings.seed), settings.engine.frozen_folder, NOT_KEPT
+    if folder and not settings.model.recompute:
+        raise ValueError(
+            f"[engine] frozen_folder = {folder!r} needs [model] recompute: it names the layers that read their frozen "
+            "weights one after another, such as recompute = ['body.*']"
+        )
+    if folder:
+        kept = share_frozen_weights(module, folder)
+    device = torch.device(settings.engine.device)
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        if name not in kept.tensors:
+            value.data = value.data.to(device)
+    return module, build_loss(settings.model, module, kept)
+
+
+def build_loss(model: ModelSettings, module: nn.Module, kept: KeptWeights = NOT_KEPT) -> ModelLoss:
     """Return the model's loss as a pure function; raises ``ValueError`` for an unknown loss, glob or row."""
     criterion = import_by_path(model.loss) if ":" in model.loss else model.loss
     dtype = None if model.precision == "float32" else getattr(torch, model.precision)
@@ -97,6 +119,7 @@ def build_loss(model: ModelSettings, module: nn.Module) -> ModelLoss:
         surrogate=model.surrogate,
         frozen_rows=model.frozen_rows,
         output=model.output,
+        kept=kept,
     )
     return replace(loss, masks=model.masks)
 
@@ -185,8 +208,7 @@ def build_context(
     """
     registry.load(trainers.engines, settings.engine.kind)  # A wrong name is wrong in every process of a run.
     device = torch.device(settings.engine.device)
-    module = build_module(settings.model, settings.seed).to(device)
-    loss = build_loss(settings.model, module)
+    module, loss = build_model(settings)
     inner = build_inner(settings.inner, loss, settings.seed)
 
     def draw_weights(key: int) -> Params:

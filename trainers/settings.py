@@ -370,6 +370,9 @@ class EngineSettings:
         programs: a folder of compiled programs that all runs of a user share, so that none is compiled twice. It must
             be private, because programs are native code: mode 0700. "" shares none. By default, the command line takes
             online-meta/programs in $XDG_CACHE_HOME, or in ~/.cache.
+        frozen_folder: a folder of each machine, where frozen weights lie in one file for all its processes. Each
+            process reads them layer by layer, so that it holds those of one layer of ``model.recompute`` at a time. ""
+            is none: each process holds all of them.
     """
 
     kind: str = changeable("local")
@@ -387,6 +390,7 @@ class EngineSettings:
     memory_limit: Annotated[int, Ge(1)] | None = changeable()
     pad_sizes: tuple[Annotated[int, Ge(1)], ...] | None = changeable()
     programs: str | None = changeable()
+    frozen_folder: str = changeable("")
 
     @property
     def is_distributed(self) -> bool:

@@ -38,7 +38,7 @@ from online_meta.types import (
     Tensors,
 )
 from streams.spec import DYNAMIC, InputSpec, TargetSpec, TaskSpec
-from trainers.build import build_learner, build_learners, build_loss, build_module, build_pool, override_context
+from trainers.build import build_learner, build_learners, build_model, build_module, build_pool, override_context
 from trainers.comparators import load_comparator
 from trainers.learner_settings import POOL, has_pool, list_learners, override_settings
 from trainers.memory_estimate import MemoryEstimate, estimate_memory
@@ -259,8 +259,9 @@ def check_real_task(config: Config, context: LearnerContext, task: Task) -> None
 def _compared_loss(config: Config) -> Iterator[ModelLoss]:
     """Yield the model's loss, together with the module that it is compared with, which a loss does not keep alive."""
     settings = config.trainer()
-    module = build_module(settings.model, settings.seed).to(config.engine.device)
-    yield build_loss(settings.model, module)
+    module, loss = build_model(settings)
+    yield loss
+    del module  # It has lived until here.
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from streams.sources.http import Settings as HttpSettings
 from streams.spec import TaskSpec, join_name
 from streams.tables.schema import name_inputs
 from streams.types import Rejected, ReportsLag, TaskSource
-from trainers.build import build_context, build_inner, build_learner, build_learners, build_loss, build_module
+from trainers.build import build_context, build_inner, build_learner, build_learners, build_model
 from trainers.distributed.ranks import SINGLE_PROCESS
 from trainers.distributed.rendezvous import bind as bind_rendezvous
 from trainers.distributed.rendezvous import split_address
@@ -87,8 +87,7 @@ def _try_learning(config: Config, remarks: bool) -> tuple[LearnerContext, tuple[
     with error_context(f"[engine] device = {settings.engine.device!r}:"):
         torch.empty(1, device=settings.engine.device)
     with error_context("[model]"):
-        module = build_module(settings.model, settings.seed)
-        loss = build_loss(settings.model, module)
+        module, loss = build_model(settings)
     with error_context("[task.text]"):
         check_tokenizer(config.task, module)
     for name in config.task.x:

@@ -14,12 +14,21 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from online_meta.functional.autodiff import is_transformed
 from online_meta.functional.double_backward import math_attention
 from online_meta.functional.randomness import capture_generator_state
+from online_meta.functional.stateless import DeferredWeight
 from online_meta.registry import nearest
 
 Function = Callable[..., tuple[Tensor, ...]]
 
 
-def recompute_on_backward(function: Function, *, random: bool = False) -> Function:
+ONE_BY_ONE = "a model with recompute runs task by task (batching = 'loop'), not under vmap or torch.func"
+
+
+def _do_nothing() -> None: ...
+
+
+def recompute_on_backward(
+    function: Function, *, random: bool = False, release: Callable[[], None] = _do_nothing
+) -> Function:
     """Return ``function`` (tensors -> a tuple of tensors) with an autograd graph that stores only its inputs.
 
     The backward pass recomputes the activations (Chen et al., 2016, arXiv:1604.06174). The derivative, (x, v) ->
@@ -29,6 +38,7 @@ def recompute_on_backward(function: Function, *, random: bool = False) -> Functi
     Args:
         function: a pure function; everything that is differentiated must be an argument.
         random: whether it draws random numbers; they are the same when it is recomputed.
+        release: is called after each computation of the function or of a derivative of it.
 
     Returns:
         A function of the same tensors. It raises ``RuntimeError`` under ``torch.func`` if gradients are enabled.
@@ -36,14 +46,12 @@ def recompute_on_backward(function: Function, *, random: bool = False) -> Functi
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
         if not torch.is_grad_enabled():
-            return function(*tensors)
+            return _released(release, function)(*tensors)
         if is_transformed():
-            raise RuntimeError(
-                "a model with recompute runs task by task (batching = 'loop'), not under vmap or torch.func"
-            )
+            raise RuntimeError(ONE_BY_ONE)
         devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
         again: Callable[[], AbstractContextManager[None]] = capture_generator_state(devices) if random else nullcontext
-        return _apply(function, partial(_call_in_context, again, function), tensors)
+        return _apply(function, partial(_call_in_context, again, function), release, tensors)
 
     return call
 
@@ -53,8 +61,20 @@ def _call_in_context(context: Callable[[], AbstractContextManager[None]], functi
         return function(*tensors)
 
 
-def _apply(function: Function, again: Function, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    outputs: tuple[Tensor, ...] = _Recomputed.apply(function, again, *tensors)  # type: ignore[no-untyped-call]
+def _released(release: Callable[[], None], function: Function) -> Function:
+    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+        try:
+            return function(*tensors)
+        finally:
+            release()
+
+    return call
+
+
+def _apply(
+    function: Function, again: Function, release: Callable[[], None], tensors: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    outputs: tuple[Tensor, ...] = _Recomputed.apply(function, again, release, *tensors)  # type: ignore[no-untyped-call]
     return outputs
 
 
@@ -62,18 +82,22 @@ class _Recomputed(torch.autograd.Function):
     """Calls ``function`` in the forward pass and differentiates ``again`` in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, function: Function, again: Function, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.again = again
+    def forward(
+        ctx: Any, function: Function, again: Function, release: Callable[[], None], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.again, ctx.release = again, release
         ctx.save_for_backward(*tensors)
-        return function(*tensors)
+        return _released(release, function)(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        inputs, needed = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        inputs, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
         pull = partial(_pull, ctx.again, len(inputs), [i for i, need in enumerate(needed) if need])
         given = (*inputs, *cotangents)
-        grads = iter(_apply(pull, pull, given) if torch.is_grad_enabled() else pull(*given))
-        return None, None, *(next(grads) if need else None for need in needed)
+        differentiated = torch.is_grad_enabled()
+        found = _apply(pull, pull, ctx.release, given) if differentiated else _released(ctx.release, pull)(*given)
+        grads = iter(found)
+        return None, None, None, *(next(grads) if need else None for need in needed)
 
 
 def _pull(function: Function, count: int, wanted: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -103,19 +127,34 @@ def _pull(function: Function, count: int, wanted: list[int], *tensors: Tensor) -
         )
 
 
-def recompute_blocks(skeleton: nn.Module, globs: Sequence[str], *, random: bool = False) -> None:
+def recompute_blocks(
+    skeleton: nn.Module,
+    globs: Sequence[str],
+    *,
+    random: bool = False,
+    release: Callable[[str], None] = lambda name: None,
+) -> None:
     """Make the submodules of ``skeleton`` whose names match ``globs`` use ``recompute_on_backward``; edits it in place.
 
-    If a module and its submodules match, only the module is wrapped: ("body.*",) selects the blocks of ``body``.
-    ``random`` says whether they may draw random numbers. Raises ``ValueError`` if a glob matches no submodule.
+    ``random`` says whether they may draw random numbers. ``release`` is called with the name of a submodule after each
+    computation of it or of its derivatives. Raises ``ValueError`` if a glob matches no submodule.
+    """
+    for name in select_blocks(skeleton, globs):
+        block = skeleton.get_submodule(name)
+        block.forward = _RecomputedBlock(name, block, block.forward, random, partial(release, name))
+
+
+def select_blocks(skeleton: nn.Module, globs: Sequence[str]) -> list[str]:
+    """Return the names of the submodules that match ``globs``.
+
+    If a module and its submodules match, only the module counts: ("body.*",) selects the blocks of ``body``. Raises
+    ``ValueError`` if a glob matches no submodule.
     """
     names = [name for name, _ in skeleton.named_modules() if name]
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names):
             raise ValueError(f"recompute = {glob!r} matches none of the model's layers: {nearest(glob, names)}")
-    for name in _outermost(names, globs):
-        block = skeleton.get_submodule(name)
-        block.forward = _RecomputedBlock(name, block, block.forward, random)
+    return [*_outermost(names, globs)]
 
 
 def _outermost(names: Sequence[str], globs: Sequence[str]) -> Iterator[str]:
@@ -128,15 +167,24 @@ def _outermost(names: Sequence[str], globs: Sequence[str]) -> Iterator[str]:
 
 
 class _RecomputedBlock:
-    """The forward of a recomputed block: passes the block's weights as arguments of a pure function."""
+    """The forward of a recomputed block: passes the block's weights as arguments of a pure function.
 
-    def __init__(self, name: str, block: nn.Module, original: Callable[..., Any], random: bool) -> None:
-        self._name, self._random = name, random
+    The function fetches deferred weights itself, so that no graph holds them.
+    """
+
+    def __init__(
+        self, name: str, block: nn.Module, original: Callable[..., Any], random: bool, release: Callable[[], None]
+    ) -> None:
+        self._name, self._random, self._release = name, random, release
         self._original = _OriginalForward(block, original)
         self._weights = [name for name, _ in self._original.named_parameters()]  # tied weights once, as in the skeleton
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         here = dict(self._original.named_parameters(remove_duplicate=False))
+        deferred = {n: weight for n in self._weights if isinstance(weight := here[n], DeferredWeight)}
+        if deferred and is_transformed():  # A program of such a call would hold what is fetched.
+            raise RuntimeError(ONE_BY_ONE)
+        given_names = [name for name in self._weights if name not in deferred]
         buffers = dict(self._original.named_buffers())
         leaves, structure = tree_flatten((args, kwargs))
         places = [i for i, leaf in enumerate(leaves) if _is_differentiable(leaf)]
@@ -144,7 +192,8 @@ class _RecomputedBlock:
         structures: list[_OutputStructure] = []
 
         def function(*tensors: Tensor) -> tuple[Tensor, ...]:
-            state = dict(zip(self._weights, tensors[len(places) :], strict=True))
+            state = dict(zip(given_names, tensors[len(places) :], strict=True))
+            state |= {name: weight.fetch() for name, weight in deferred.items()}
             given = [*constants]
             for place, tensor in zip(places, tensors, strict=False):
                 given[place] = tensor
@@ -157,7 +206,8 @@ class _RecomputedBlock:
             return outputs
 
         inputs = [leaves[place] for place in places]
-        outputs = recompute_on_backward(function, random=self._random)(*inputs, *(here[name] for name in self._weights))
+        checkpointed = recompute_on_backward(function, random=self._random, release=self._release)
+        outputs = checkpointed(*inputs, *(here[name] for name in given_names))
         return _join_output(outputs, structures[0])
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from online_meta import outcomes, registry
 from online_meta.batches import as_named, count_samples, from_named, map_tensors, select_samples
-from online_meta.functional.activation_checkpoint import recompute_blocks
+from online_meta.functional.activation_checkpoint import recompute_blocks, select_blocks
 from online_meta.functional.calling import read_arguments, take_output
 from online_meta.functional.classes import find_right
 from online_meta.functional.double_backward import math_attention, use_fast_double_backward, use_lean_pooling
@@ -28,6 +28,8 @@ from online_meta.functional.guard import (
 )
 from online_meta.functional.intent import Intent, declare_intent
 from online_meta.functional.stateless import (
+    NOT_KEPT,
+    KeptWeights,
     ModuleItself,
     ModuleTensors,
     SkeletonPerThread,
@@ -36,7 +38,6 @@ from online_meta.functional.stateless import (
     copy_without_weights,
     place_constants,
 )
-from online_meta.memory import bytes_of
 from online_meta.outcomes import LossFunction
 from online_meta.prediction import loss_of, point
 from online_meta.types import AccuracyFn, Batch, LossFn, Outcome, OutputFn, Params, Tensors
@@ -102,36 +103,55 @@ def _output(
     if skeleton is None:
         return _as_output(tensors, ModuleItself(module, evaluate=evaluate), part)
     skeleton = skeleton.eval() if evaluate else skeleton
-    prepare = partial(_prepare, recompute, random)
+    tensors = _defer(tensors, skeleton, recompute)
+    prepare = partial(_prepare, recompute, random, tensors)
     return _as_output(tensors, SkeletonPerThread(skeleton, prepare, read_arguments(module)), part)
 
 
 def _features(
-    module: nn.Module, tensors: ModuleTensors, evaluate: bool, precision: torch.dtype | None, part: str
+    module: nn.Module,
+    tensors: ModuleTensors,
+    recompute: Sequence[str],
+    evaluate: bool,
+    precision: torch.dtype | None,
+    part: str,
 ) -> Callable[[Params, Tensors], Params] | None:
     """Return the input of the head as a pure function of parameters and x; None of a module that is not copied."""
     skeleton = copy_without_weights(module)
     if skeleton is None:
         return None
     skeleton = skeleton.eval() if evaluate else skeleton
-    called = SkeletonPerThread(skeleton, partial(_prepare, (), False), read_arguments(module))
+    recompute = recompute if tensors.kept.tensors else ()
+    tensors = _defer(tensors, skeleton, recompute)
+    called = SkeletonPerThread(skeleton, partial(_prepare, recompute, False, tensors), read_arguments(module))
     features: Any = _precise(
         _as_output(tensors, HeadInput(called, tensors, part)), precision
     )  # Its output is a dict of one tensor.
     return features  # type: ignore[no-any-return]
 
 
-def _prepare(recompute: Sequence[str], random: bool, skeleton: nn.Module) -> None:
+def _defer(tensors: ModuleTensors, skeleton: nn.Module, recompute: Sequence[str]) -> ModuleTensors:
+    return tensors.defer(select_blocks(skeleton, recompute)) if tensors.kept.tensors else tensors
+
+
+def _prepare(recompute: Sequence[str], random: bool, tensors: ModuleTensors, skeleton: nn.Module) -> None:
     use_fast_double_backward(skeleton)
     use_lean_pooling(skeleton)
-    recompute_blocks(skeleton, recompute, random=random)
+    names = tensors.deferred
+    recompute_blocks(skeleton, recompute, random=random, release=lambda at: tensors.kept.release(names.get(at, ())))
 
 
 def _as_output(tensors: ModuleTensors, own: Callable[[Params, Tensors], Any], part: str = "") -> OutputFn:
+    deferred = {name for names in tensors.deferred.values() for name in names}
+    others = [name for name in tensors.kept.tensors if name not in deferred]
+
     def output(params: Params, x: Tensors) -> Tensors:
         check_names(tensors, params)
-        with math_attention():
-            return take_output(own({**place_constants(tensors, params, x), **params}, x), part)
+        try:
+            with math_attention():
+                return take_output(own({**place_constants(tensors, params, x), **params}, x), part)
+        finally:
+            tensors.kept.release(others)
 
     return output
 
@@ -146,7 +166,8 @@ class ModelLoss:
         training: the model in its module's own mode, used to learn; the same as ``output`` unless ``random``.
         random: whether ``training`` draws random numbers (dropout); the inner loop then seeds them.
         frozen: names of the weights that are not learned, of which the loss holds copies.
-        constant_bytes: memory of the frozen weights and buffers, in bytes.
+        constant_bytes: memory of the frozen weights and buffers, in bytes: of ``kept`` weights that layers of
+            ``recompute`` read, those of the largest such layer alone.
         without_recompute: the same loss without recomputation, for layer checks; None if nothing is recomputed.
         tensors: what was captured of the module; None for a loss that was not made by ``model_loss``.
         guards: refuse what would silently be another loss, in training and in evaluation mode; None for no checks.
@@ -251,6 +272,7 @@ def model_loss(
     surrogate: Sequence[str] = (),
     frozen_rows: Mapping[str, Sequence[int]] | None = None,
     output: str = "",
+    kept: KeptWeights = NOT_KEPT,
 ) -> ModelLoss:
     """Return the loss of ``module`` as a pure function of its parameters (a ``LossFn``).
 
@@ -274,6 +296,8 @@ def model_loss(
             The ``padding_idx`` of embedding layers is found without it.
         output: the part of what the model returns that is its output, such as "logits": an attribute, a key of a dict
             or an index of a tuple; or several with dots between them, such as "heads.0". "" for the whole.
+        kept: frozen weights that are used as they are, without a copy. Each is moved to the device and the dtype of a
+            call only while its layer of ``recompute`` is computed.
 
     Raises:
         ValueError: if a loss or an option is unknown, a glob matches no layer, or a row does not exist.
@@ -282,13 +306,13 @@ def model_loss(
     repeatable = random is None
     if random is None:
         random = any(_is_random(layer) for layer in module.modules())
-    tensors = capture_tensors(module)
+    tensors = capture_tensors(module, kept)
     intent = declare_intent(module, surrogate, frozen_rows or {})
     guards = (
         _make_guard(module, tensors, False, precision, output, repeatable and not random),
         _make_guard(module, tensors, random, precision, output, repeatable),
     )
-    features = _features(module, tensors, random, precision, output)
+    features = _features(module, tensors, recompute, random, precision, output)
     mixing = tuple(find_mixing_layers(module))
 
     def build(again: Sequence[str], without_recompute: ModelLoss | None) -> ModelLoss:
@@ -296,7 +320,8 @@ def model_loss(
         evaluated = training
         if random:
             evaluated = _precise(_output(module, tensors, again, False, evaluate=True, part=output), precision)
-        shared = tensors.frozen, bytes_of(tensors.constants), without_recompute, tensors, guards, intent, features
+        held = _defer(tensors, module, again).held_bytes
+        shared = tensors.frozen, held, without_recompute, tensors, guards, intent, features
         return ModelLoss(evaluated, outcome, training, random, *shared, mixing=mixing)
 
     return build(recompute, build((), None) if recompute else None)

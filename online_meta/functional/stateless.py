@@ -4,7 +4,7 @@ import copy
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,10 +13,63 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils._pytree import tree_iter
 
 from online_meta.batches import first_tensor
 from online_meta.functional.calling import Arguments, read_arguments
+from online_meta.memory import bytes_of
 from online_meta.types import LossFn, Params, Tensors
+
+
+class KeptWeights(NamedTuple):
+    """Frozen weights that something else keeps, such as a file that is mapped into memory; they are not copied.
+
+    Attributes:
+        tensors: by name.
+        release: is called with names after their layer was computed; it may drop from memory what can be read again.
+        store: takes other tensors by name, one by one, and returns them as they are kept for a while.
+    """
+
+    tensors: Params
+    release: Callable[[Collection[str]], None]
+    store: Callable[[Iterable[tuple[str, Tensor]]], Params]
+
+
+NOT_KEPT = KeptWeights({}, lambda names: None, dict)
+"""All frozen weights are copied."""
+
+
+class DeferredWeight(Tensor):
+    """Stands for a frozen weight until its layer is computed, with the shape, device and dtype of what ``fetch`` gives.
+
+    It holds one number, so whatever computes with it raises ``ValueError``.
+    """
+
+    source: Tensor
+
+    @staticmethod
+    def make(source: Tensor, device: torch.device, dtype: torch.dtype) -> "DeferredWeight":
+        """Return what stands for ``source`` on a device, in a dtype."""
+        like = torch.zeros((), dtype=dtype, device=device).expand(source.shape)
+        made: DeferredWeight = Tensor._make_subclass(DeferredWeight, like)
+        made.source = source
+        return made
+
+    def fetch(self) -> Tensor:
+        """Return the weight: the source itself, or a copy if device or dtype differ."""
+        return self.source.to(self.device, self.dtype)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return what ``func`` says about the weight. Raise ``ValueError`` if it computes a tensor."""
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, Tensor) for leaf in tree_iter(result)):
+            raise ValueError(
+                "a frozen weight that is read layer by layer is used outside of its layer: let recompute match the "
+                "layer that uses it, or not the one that it belongs to"
+            )
+        return result
 
 
 class ModuleTensors(NamedTuple):
@@ -27,8 +80,10 @@ class ModuleTensors(NamedTuple):
         aliases: further names of tied weights, with the name that ``named_parameters`` lists.
         frozen: names of the weights with ``requires_grad`` false.
         buffers: names of the buffers, shared ones under each of their names.
-        constants: copies of the buffers and of the frozen weights.
+        constants: copies of the buffers and of the frozen weights, except for those that are ``kept``.
         widened: the frozen weights in float64 by device, while ``widen_once`` keeps them.
+        kept: the frozen weights that something else keeps.
+        deferred: by layer, names of kept weights that the layer fetches itself.
     """
 
     learned: dict[str, tuple[torch.Size, torch.dtype]]
@@ -37,10 +92,30 @@ class ModuleTensors(NamedTuple):
     buffers: frozenset[str]
     constants: Params
     widened: dict[torch.device, Params]
+    kept: KeptWeights = NOT_KEPT
+    deferred: Mapping[str, frozenset[str]] = types.MappingProxyType({})
+
+    def defer(self, layers: Collection[str]) -> "ModuleTensors":
+        """Return the same tensors, of which ``layers`` fetch the kept weights that nothing else uses."""
+        owners = {name: _find_owner(name, layers) for name in (*self.kept.tensors, *self.aliases)}
+        shared = {listed for name, listed in self.aliases.items() if not owners[name]}
+        own = {name: owners[name] for name in self.kept.tensors if owners[name] and name not in shared}
+        return self._replace(deferred={at: frozenset(n for n in own if own[n] == at) for at in layers})
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory of buffers and frozen weights: of those that layers fetch, the largest layer's alone."""
+        fetched = {name for names in self.deferred.values() for name in names}
+        held = bytes_of([value for name, value in self.constants.items() if name not in fetched])
+        return held + max((bytes_of([self.constants[n] for n in names]) for names in self.deferred.values()), default=0)
 
 
-def capture_tensors(module: nn.Module) -> ModuleTensors:
-    """Copy the buffers and frozen weights of ``module``, and record what its learned weights are.
+def _find_owner(name: str, layers: Collection[str]) -> str:
+    return next((layer for layer in layers if name.startswith(f"{layer}.")), "")
+
+
+def capture_tensors(module: nn.Module, kept: KeptWeights = NOT_KEPT) -> ModuleTensors:
+    """Copy the buffers and frozen weights of ``module`` but those ``kept``; record what its learned weights are.
 
     Raises ``ValueError`` for a lazy module whose weights have no shape yet, and for one of ``torch.jit``.
     """
@@ -58,14 +133,15 @@ def capture_tensors(module: nn.Module) -> ModuleTensors:
     every = module.named_parameters(remove_duplicate=False)
     frozen = {name: weight for name, weight in named.items() if not weight.requires_grad}
     with torch.inference_mode(False), torch.no_grad():
-        constants = {n: v.detach().clone() for n, v in (*module.named_buffers(), *frozen.items())}
+        copied = {n: v.detach().clone() for n, v in (*module.named_buffers(), *frozen.items()) if n not in kept.tensors}
     return ModuleTensors(
         {name: (weight.shape, weight.dtype) for name, weight in named.items() if name not in frozen},
         {name: listed[id(weight)] for name, weight in every if listed[id(weight)] != name},
         frozenset(frozen),
         frozenset(name for name, _ in module.named_buffers(remove_duplicate=False)),
-        constants,
+        copied | kept.tensors,
         {},
+        kept,
     )
 
 
@@ -114,7 +190,9 @@ def select_learned(tensors: ModuleTensors, weights: Params) -> Params:
 
 
 def _is_same(left: Tensor, right: Tensor) -> bool:
-    return left.shape == right.shape and torch.equal(left.detach().to(right), right.detach())
+    if left.shape != right.shape:
+        return False
+    return left.is_set_to(right) or torch.equal(left.detach().to(right), right.detach())  # The same memory is not read.
 
 
 def place_constants(tensors: ModuleTensors, params: Params, x: Tensors) -> Params:
@@ -128,18 +206,24 @@ def place_constants(tensors: ModuleTensors, params: Params, x: Tensors) -> Param
         return {}
     device = first_tensor(x).device
     learned = tensors.learned.items()
-    if all(name not in params or params[name].dtype is dtype for name, (_, dtype) in learned):
-        return {name: value.to(device) for name, value in constants.items()}
+    deferred = {name for names in tensors.deferred.values() for name in names}
+    dtypes = {name: value.dtype for name, value in constants.items()}
     given = {params[name].dtype for name, _ in learned if name in params and params[name].is_floating_point()}
     own = {dtype for _, (_, dtype) in learned}
-    if len(given) != 1 or given <= own:
-        return {name: value.to(device) for name, value in constants.items()}
-    (target,) = given
-    kept = tensors.widened.get(device, {}) if target is torch.float64 else {}
+    widened: Params = {}
+    same = all(name not in params or params[name].dtype is dtype for name, (_, dtype) in learned)
+    if not (same or len(given) != 1 or given <= own):
+        (target,) = given
+        dtypes = {name: _moved_dtype(dtype, own, target) for name, dtype in dtypes.items()}
+        widened = tensors.widened.get(device, {}) if target is torch.float64 else {}
     return {
-        name: kept[name] if name in kept else value.to(device, _moved_dtype(value.dtype, own, target))
+        name: widened[name] if name in widened else _place(value, device, dtypes[name], name in deferred)
         for name, value in constants.items()
     }
+
+
+def _place(value: Tensor, device: torch.device, dtype: torch.dtype, deferred: bool) -> Tensor:
+    return DeferredWeight.make(value, device, dtype) if deferred else value.to(device, dtype)
 
 
 @contextmanager
@@ -150,11 +234,17 @@ def widen_once(loss: LossFn, x: Tensors) -> Iterator[None]:
         yield
         return
     device, own = first_tensor(x).device, {dtype for _, dtype in tensors.learned.values()}
+
+    def widen(names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        for name in names:
+            value = tensors.constants[name]
+            yield name, value.to(device, _moved_dtype(value.dtype, own, torch.float64))
+
+    kept = tensors.kept.tensors.keys()
     with torch.inference_mode(False), torch.no_grad():
-        tensors.widened[device] = {
-            name: tensors.constants[name].to(device, _moved_dtype(tensors.constants[name].dtype, own, torch.float64))
-            for name in tensors.frozen
-        }
+        tensors.widened[device] = dict(widen(tensors.frozen - kept))
+        if device.type == "cpu":  # On another device, layers fetch them.
+            tensors.widened[device] |= tensors.kept.store(widen(kept))
     try:
         yield
     finally:

@@ -3,18 +3,22 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+import trainers.build
 import trainers.engines.deepspeed
 import trainers.engines.local
 from online_meta.meta_optimizer import flatten_meta
 from online_meta.replay import ReplaySample
 from tests.engines.cases import CASES, follow_plans, learner, play, settings
+from tests.support.frozen_runs import frozen_settings, play_frozen, watch_residence
 from trainers.distributed.process_group import join_process_group
 from trainers.settings import EngineSettings
+from trainers.shared_weights import share_frozen_weights
 
 STAGES = (0, 1, 2, 3)
 HALF = 5
@@ -87,6 +91,23 @@ def in_order_recorded(folder: Path, rank: int) -> None:
         one = sharded(CASES["maml"], stage, deterministic=True, batching="traced")
         follow_plans(one, one.engine.world)
         save_results(folder, f"recorded, stage {stage}", rank, one, play(one))
+
+
+def read_frozen_weights(folder: Path, rank: int) -> None:
+    """Learn with whole frozen weights and with those of a file; note the largest share of it that was resident."""
+    shares: list[float] = []
+
+    def share(module, place):
+        kept = share_frozen_weights(module, place)
+        kept.release(kept.tensors)
+        return watch_residence(kept, next(place.iterdir()), shares)
+
+    trainers.build.share_frozen_weights = share
+    for name, place in (("whole", ""), ("kept", folder / "kept")):
+        made = frozen_settings("", kind="deepspeed", processes=2, zero_stage=3)
+        _, state = play_frozen(replace(made, engine=replace(made.engine, frozen_folder=place)))
+        save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}-{rank}.safetensors")
+    (folder / f"kept-{rank}.json").write_text(json.dumps(max(shares)))
 
 
 def starts_nothing(folder: Path, rank: int) -> None:
