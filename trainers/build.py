@@ -62,7 +62,7 @@ from trainers.settings import (
     ModelSettings,
     TrainerSettings,
 )
-from trainers.shared_weights import share_frozen_weights
+from trainers.shared_weights import build_in, share_frozen_weights
 
 LOCAL = "local"
 
@@ -90,18 +90,22 @@ def build_model(settings: TrainerSettings) -> tuple[nn.Module, ModelLoss]:
 
     Raises ``ValueError`` as ``build_module`` and ``build_loss`` do, or if frozen weights cannot be shared.
     """
-    module, folder, kept = build_module(settings.model, settings.seed), settings.engine.frozen_folder, NOT_KEPT
+    folder, kept = settings.engine.frozen_folder, NOT_KEPT
     if folder and not settings.model.recompute:
         raise ValueError(
             f"[engine] frozen_folder = {folder!r} needs [model] recompute: it names the layers that read their frozen "
             "weights one after another, such as recompute = ['body.*']"
         )
+    with build_in(folder):
+        module = build_module(settings.model, settings.seed)
     if folder:
         kept = share_frozen_weights(module, folder)
-    device = torch.device(settings.engine.device)
-    for name, value in (*module.named_parameters(), *module.named_buffers()):
-        if name not in kept.tensors:
-            value.data = value.data.to(device)
+    if kept.tensors:
+        for name, value in (*module.named_parameters(), *module.named_buffers()):
+            if name not in kept.tensors:
+                value.data = value.data.to(settings.engine.device)
+    else:
+        module.to(settings.engine.device)
     return module, build_loss(settings.model, module, kept)
 
 
@@ -212,7 +216,8 @@ def build_context(
     inner = build_inner(settings.inner, loss, settings.seed)
 
     def draw_weights(key: int) -> Params:
-        weights = build_module(settings.model, settings.seed, key).named_parameters()
+        with build_in(settings.engine.frozen_folder):
+            weights = build_module(settings.model, settings.seed, key).named_parameters()
         return {name: weight.detach().to(device) for name, weight in weights if name not in loss.frozen}
 
     return LearnerContext(

@@ -6,13 +6,14 @@ import mmap
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from online_meta.functional.stateless import NOT_KEPT, KeptWeights
 from online_meta.types import Params
@@ -52,21 +53,46 @@ def share_frozen_weights(module: nn.Module, folder: str | Path) -> KeptWeights:
         return NOT_KEPT
     place = Path(folder).expanduser()
     file = place / NAMED.format(_hash(weights))
-    try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _lock(place):  # Of two files of one name, each would take memory.
+    with _report(place), _lock(place):  # Of two files of one name, each would take memory.
+        kept = _open(file, weights)
+        if kept is None:
+            _publish(file, weights)
             kept = _open(file, weights)
-            if kept is None:
-                _publish(file, weights)
-                kept = _open(file, weights)
-    except OSError as error:
-        raise ValueError(f"frozen weights cannot be kept in {place}: {error.strerror or error}") from error
     if kept is None:
         raise ValueError(f"{file} does not hold what was written to it: check the disk, or take another folder")
     for name, weight in module.named_parameters():
         if name in kept.tensors:
             weight.data = kept.tensors[name]
     return kept
+
+
+class _InFiles(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode in which large tensors without values are pages of files without names, with which modules are built.
+
+    The system can write such pages to the disk, so that a model may be larger than the memory.
+
+    Args:
+        folder: of the files; it is created, for this user alone.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Take the folder."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._folder = Path(folder).expanduser()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and replace its result if that has no values yet."""
+        result = func(*args, **(kwargs or {}))
+        if func is not torch.ops.aten.empty.memory_format or result.device.type != "cpu" or result.nbytes < SMALLEST:
+            return result
+        with _report(self._folder), tempfile.NamedTemporaryFile(dir=self._folder) as file:
+            values = torch.from_file(file.name, shared=True, size=result.numel(), dtype=result.dtype)
+        return values.as_strided(result.shape, result.stride())
+
+
+def build_in(folder: str) -> AbstractContextManager[Any]:
+    """Return a context in which modules are built in files of a folder; "" for in memory."""
+    return _InFiles(folder) if folder else nullcontext()
 
 
 def _hash(weights: Params) -> str:
@@ -109,6 +135,16 @@ def _write(file: IO[bytes], weights: Iterable[tuple[str, Tensor]]) -> dict[str, 
         places[name] = place
     file.flush()
     return places
+
+
+@contextmanager
+def _report(folder: Path) -> Iterator[None]:
+    """Make the folder; raise ``ValueError`` for what fails in the block on its disk."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise ValueError(f"frozen weights cannot be kept in {folder}: {error.strerror or error}") from error
 
 
 @contextmanager

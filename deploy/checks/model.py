@@ -43,6 +43,7 @@ from trainers.comparators import load_comparator
 from trainers.learner_settings import POOL, has_pool, list_learners, override_settings
 from trainers.memory_estimate import MemoryEstimate, estimate_memory
 from trainers.settings import InnerSettings, LearnerSettings, TrainerSettings
+from trainers.shared_weights import build_in
 
 SAMPLES = 4
 
@@ -137,7 +138,8 @@ def _is_random(context: LearnerContext) -> bool:
 
 
 def _list_batch_norms(config: Config) -> list[str]:
-    module = build_module(config.model, config.trainer().seed)
+    with build_in(config.engine.frozen_folder):
+        module = build_module(config.model, config.trainer().seed)
     return [describe(name, layer) for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)]
 
 

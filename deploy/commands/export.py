@@ -15,6 +15,7 @@ from trainers.journal.leader_file import encode_leader
 from trainers.journal.run_files import RunFiles
 from trainers.models.adapters import save_adapter
 from trainers.settings import TrainerSettings
+from trainers.shared_weights import build_in
 
 
 @click.command("export")
@@ -51,7 +52,8 @@ def command(checkpoint_dir: Path, file: Path, adapter: bool) -> None:
 
 def _save_adapter(checkpoint_dir: Path, leader: Leader, folder: Path) -> None:
     settings = TypeAdapter(TrainerSettings).validate_python(open_checkpoint(checkpoint_dir).settings)
-    module = build_module(settings.model, settings.seed)
+    with build_in(settings.engine.frozen_folder):
+        module = build_module(settings.model, settings.seed)
     base = str(settings.model.args.get("path_or_import", ""))
     try:
         save_adapter(module, leader.meta.weights, folder, base)

@@ -296,18 +296,14 @@ def model_loss(
             The ``padding_idx`` of embedding layers is found without it.
         output: the part of what the model returns that is its output, such as "logits": an attribute, a key of a dict
             or an index of a tuple; or several with dots between them, such as "heads.0". "" for the whole.
-        kept: frozen weights that are used as they are, without a copy. Each is moved to the device and the dtype of a
-            call only while its layer of ``recompute`` is computed.
+        kept: frozen weights that are not copied; layers of ``recompute`` place theirs only while they are computed.
 
     Raises:
         ValueError: if a loss or an option is unknown, a glob matches no layer, or a row does not exist.
     """
-    outcome = find_outcome(loss, loss_options or {})
-    repeatable = random is None
-    if random is None:
-        random = any(_is_random(layer) for layer in module.modules())
-    tensors = capture_tensors(module, kept)
-    intent = declare_intent(module, surrogate, frozen_rows or {})
+    outcome, repeatable = find_outcome(loss, loss_options or {}), random is None
+    random = any(map(_is_random, module.modules())) if random is None else random
+    tensors, intent = capture_tensors(module, kept), declare_intent(module, surrogate, frozen_rows or {})
     guards = (
         _make_guard(module, tensors, False, precision, output, repeatable and not random),
         _make_guard(module, tensors, random, precision, output, repeatable),

@@ -17,6 +17,7 @@ RENDERERS = {
     "bench": "benchmarks.table",
     "bench_answers": "benchmarks.answers",
     "bench_distributed": "benchmarks.distributed",
+    "bench_frozen": "benchmarks.frozen",
     "bench_memory": "benchmarks.memory",
     "bench_rounds": "benchmarks.rounds.page",
     "bench_streams": "benchmarks.streams.__main__",

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from tests.support.frozen_runs import (
 from tests.support.launch_ranks import run_ranks
 from trainers import shared_weights
 from trainers.build import build_inner, build_loss, build_model, build_module
-from trainers.shared_weights import share_frozen_weights
+from trainers.shared_weights import build_in, share_frozen_weights
 
 
 def test_a_run_learns_and_scores_the_same_bits(tmp_path):
@@ -127,6 +128,24 @@ def test_processes_share_one_file_and_a_damaged_one_is_written_again(tmp_path):
     assert share()[2] != first
     file.write_bytes(file.read_bytes()[:-1])
     share()
+
+
+def read_private_bytes():
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:"))
+
+
+@pytest.mark.parametrize("in_files", [True, False])
+def test_a_model_is_built_in_files(tmp_path, in_files):
+    large = replace(MODEL, args={**MODEL.args, "args": {**MODEL.args["args"], "width": 512}})
+    before = read_private_bytes()
+    with build_in(str(tmp_path) if in_files else ""):
+        module = build_module(large, 0)
+    share = (read_private_bytes() - before) / bytes_of(dict(module.named_parameters()))
+    assert share < 0.2 if in_files else share > 0.8
+    assert not [*tmp_path.iterdir()]
+    right = dict(build_module(large, 0).named_parameters())
+    assert all(torch.equal(weight, right[name]) for name, weight in module.named_parameters())
 
 
 def test_a_write_to_a_weight_changes_no_other_process(tmp_path):
