@@ -34,7 +34,7 @@ from trainers.settings import (
 )
 
 NAME = "bench_frozen"
-RANKS, ROUNDS, LENGTH, FEATURES, SEQUENCES, STEPS = 2, 2, 16, 16, 2, 1
+RANKS, ROUNDS, LENGTH, FEATURES, SEQUENCES, STEPS = 2, 2, 64, 16, 2, 1
 LARGE, SMALL = {"width": 512, "layers": 6}, {"width": 32, "layers": 2}
 WAYS = ("whole", "in a file")
 RESIDENT, ESTIMATE = 0.6, 0.15
