@@ -92,21 +92,20 @@ class FollowTheMetaLeader(ParameterLearner):
         self.task_sum = TaskSum(gradient, programs, draw, getattr(inner.loss, "masks", None))
         self._steps, self._seed, self._draw = steps_per_round, seed, draw
         self._sampler = ReplaySampler(uniform() if replay is None else replay, seed, batch, gather)
-        measure = self._sampler.measure
-        sum_tasks = (
-            sum_skipping_nonfinite(self.task_sum)
-            if measure is None
-            else sum_with_measurements(gradient, measure, self._sampler.observe)
-        )
-        self._gradient_sum = GradientSum(sum_tasks, failures)
-        # A single engine finds out itself whether the gradient is finite: it need not be checked before.
-        self._first_sum = (
-            GradientSum(sum_skipping_nonfinite(self.task_sum, check=False), failures)
-            if measure is None and engine.world == 1
-            else self._gradient_sum
-        )
+        self._first_sum, self._gradient_sum = self._choose_sums(gradient, failures)
         self._buffer: ReplayBuffer = MemoryReplayBuffer() if buffer is None else buffer
         self._schedule: Schedule = constant() if schedule is None else schedule
+
+    def _choose_sums(self, gradient: MetaGradient, failures: TaskFailures | None) -> tuple[GradientSum, GradientSum]:
+        """Return how gradients are summed at first, and how if the step with that sum was not finite."""
+        measure = self._sampler.measure
+        if measure is not None:
+            measured = GradientSum(sum_with_measurements(gradient, measure, self._sampler.observe), failures)
+            return measured, measured
+        checked = GradientSum(sum_skipping_nonfinite(self.task_sum), failures)
+        if self.engine.world > 1:  # A rank checks its own sum, before those of the others are added.
+            return checked, checked
+        return GradientSum(sum_skipping_nonfinite(self.task_sum, check=False), failures), checked
 
     def state(self) -> State:
         """Return the current leader's meta-parameters, from which it answers."""

@@ -263,7 +263,7 @@ class ShardedOptimizer:
     """An engine that steps meta-parameters on many ranks; it implements ``Engine``.
 
     All ranks sum their gradients and weights, so that each has the same mean, clips it identically, and skips the same
-    non-finite steps. DeepSpeed then averages equal gradients and steps its shards. Every rank holds a full copy of the
+    non-finite steps. DeepSpeed then steps its shards; from stage 1 on, it averages the equal gradients again. Every rank holds a full copy of the
     meta-parameters for adaptation. ZeRO shards the optimizer state (stage 1), the gradients (2) and DeepSpeed's own
     copy of the parameters (3).
 
@@ -286,6 +286,8 @@ class ShardedOptimizer:
         self.gather = self._gather_shares if settings.engine.deterministic else None
         size = sum(part.numel() for part in parameter_module.parts)
         self._engine = _initialize(parameter_module, optimizer, _config(settings, size))
+        if not self._stage:  # Every rank has the same mean gradient already, and steps all of the parameters.
+            self._engine.enable_backward_allreduce = False
         set_timeouts(settings.engine.timeout_seconds)
         self._parts = dict(zip(self._shapes, parameter_module.parts, strict=True))
         self._meta = self._gather_meta()
