@@ -263,9 +263,9 @@ class ShardedOptimizer:
     """An engine that steps meta-parameters on many ranks; it implements ``Engine``.
 
     All ranks sum their gradients and weights, so that each has the same mean, clips it identically, and skips the same
-    non-finite steps. DeepSpeed then steps its shards; from stage 1 on, it averages the equal gradients again. Every rank holds a full copy of the
-    meta-parameters for adaptation. ZeRO shards the optimizer state (stage 1), the gradients (2) and DeepSpeed's own
-    copy of the parameters (3).
+    non-finite steps. DeepSpeed then steps its shards; from stage 1 on, it averages the equal gradients again. Every
+    rank holds a full copy of the meta-parameters for adaptation. ZeRO shards the optimizer state (stage 1), the
+    gradients (2) and DeepSpeed's own copy of the parameters (3).
 
     Args:
         meta: initial meta-parameters.
