@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 import online_meta as om
 from online_meta.batching import autotune, programs
@@ -301,8 +302,13 @@ def test_a_program_with_constants_is_compiled(tmp_path):
 
 def test_compiled_second_derivatives_of_batch_normalisation_are_right(tmp_path):
     """In float64, where the order of additions cannot hide a wrong one."""
-    gradient, meta, task = setting("conv_batch_norm", torch.float64, steps=1)
-    tasks = [task(k) for k in range(2)]
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(4, track_running_stats=False)
+    module = nn.Sequential(nn.Linear(2, 4), norm, nn.Tanh(), nn.Linear(4, 1)).double()
+    inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.1), 1)
+    gradient, meta = om.exact(inner), inner.init(dict(module.named_parameters()))
+    batches = [om.Batch(torch.randn(5, 2).double(), torch.randn(5, 1).double()) for _ in range(4)]
+    tasks = [om.Task(*batches[:2]), om.Task(*batches[2:])]
     group = Group(signature_of(tasks[0]), tasks, [1.0] * 2)
     given = stack(group, 2, next(iter(meta.weights.values())))
     program = compile_now(record(gradient, meta, tasks), Programs(tmp_path / "run", tmp_path / "cache"))
