@@ -192,7 +192,7 @@ def test_one_matrix_of_the_inputs_is_factorised_a_round(monkeypatch):
     factorise, sizes = torch.linalg.cholesky_ex, []
     monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda matrix: (sizes.append(len(matrix)), factorise(matrix))[1])
     learn(pooled_logistic.build(context), tasks[:3])
-    assert sizes == [4, 4, 4]
+    assert sizes == [4, 4] * 3, "with its raised diagonal, too, for a small matrix branches on no value"
 
 
 def test_the_precision_is_saved_but_not_published():

@@ -138,8 +138,8 @@ def break_recomputation(monkeypatch, how):
     else:
         apply = activation_checkpoint._apply
 
-        def stale(function, again, tensors):
-            return apply(function, lambda *now: again(*[tensor * 0.9 for tensor in now]), tensors)
+        def stale(function, again, release, tensors):
+            return apply(function, lambda *now: again(*[tensor * 0.9 for tensor in now]), release, tensors)
 
         monkeypatch.setattr(activation_checkpoint, "_apply", stale)
 
