@@ -2,36 +2,28 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import ref
 
 import torch
 from pydantic import TypeAdapter
 from safetensors import safe_open
-from safetensors.torch import load, save
-from torch import Tensor
 
 from deploy.config.config import Config
 from deploy.exits import CONFIG, CommandError
+from deploy.predictions import PLAIN, AnswerFormat, encode_predictions
 from online_meta.answers import names_of, pack_meta, unpack_meta
-from online_meta.batches import as_named, map_tensors, name_tensors
 from online_meta.batching.failures import describe_failure
-from online_meta.functional.model import find_outcome
 from online_meta.learners import BelievingLearner, MemoryReplayBuffer
-from online_meta.learners.hierarchical_bayes import LEAST
 from online_meta.learners.pool import Pool, select_state
-from online_meta.outcomes import LossFunction, average_outputs
-from online_meta.prediction import mean_of, pool, probabilities_of
-from online_meta.registry import import_by_path
 from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.tree import copy_aligned
-from online_meta.types import Batch, Belief, Component, Meta, Outcome, Prediction, State, Task, Tensors
-from streams.formats.wire import gather_tensors
+from online_meta.types import Batch, Belief, Meta, Prediction, State, Task, Tensors
 from streams.history.history import History
 from streams.segmenting.by_leader import LeaderContext
 from streams.types import Rejected
@@ -42,7 +34,7 @@ from trainers.journal.run_files import RunFiles
 from trainers.journal.tuning_log import read_decision
 from trainers.learner_settings import POOL, Decision, obey_decisions
 from trainers.loop.task_prefetch import HistoryBuffer
-from trainers.settings import ModelSettings, TrainerSettings
+from trainers.settings import TrainerSettings
 
 FOLLOW_SECONDS = 0.2
 """How long a thread waits before it looks for a new leader."""
@@ -189,11 +181,11 @@ class Adapter:
         with model_error_context():
             return answering.answer(leader.state, support, query_x), leader.round
 
-    def answer(self, support: Batch, query_x: Tensors) -> tuple[bytes, int]:
-        """Return ``encode_predictions`` of what ``predict`` returns, and the leader's rounds; raises as it does."""
+    def answer(self, support: Batch, query_x: Tensors, format: AnswerFormat = PLAIN) -> tuple[bytes, int]:
+        """Return ``encode_predictions`` of what ``predict`` returns, and the leader's rounds; raises as both do."""
         prediction, round = self.predict(support, query_x)
         with model_error_context():
-            return encode_predictions(prediction), round
+            return encode_predictions(prediction, format), round
 
 
 def _follow_leader(adapter: "ref[Adapter]") -> None:
@@ -216,94 +208,11 @@ def model_error_context() -> Iterator[None]:
     """Raise ``Rejected`` with the reason "model_error" for every exception of a user's model or loss."""
     try:
         yield
+    except Rejected:
+        raise
     except BaseException as error:  # a SystemExit would end the daemon
         detail = f"the model does not accept the support or query set: {describe_failure(error)}"
         raise Rejected("model_error", detail) from error
-
-
-def encode_predictions(prediction: Prediction) -> bytes:
-    """Return a prediction as safetensors bytes.
-
-    Returns:
-        ``predictions`` (n, ...) is the model's output, or for a mixture, the output that says what it says as far as
-        one output can; ``labels`` (n,) int64, for classes, are the most probable ones. A mixture of several outputs has
-        each component k whole: ``component.k.outputs`` (S, n, ...) and ``component.k.log_weights`` (S,). If an output
-        is a dict, its keys follow the names after a dot.
-    """
-    pooled = pool(prediction)
-    single = len(pooled) == 1 and len(pooled[0].log_weights) == 1
-    output = map_tensors(lambda tensor: tensor[0], pooled[0].outputs) if single else _average_outputs(pooled)
-    tensors = name_tensors("predictions", output)
-    probabilities = probabilities_of(prediction)
-    if probabilities is not None:
-        tensors["labels"] = probabilities.argmax(1 if probabilities.dim() > 1 else 0)
-    if len(prediction) > 1 or len(prediction[0].log_weights) > 1:
-        tensors |= name_prediction(prediction)
-    return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-
-
-def name_outcomes(prediction: Prediction, model: ModelSettings) -> list[dict[str, Any]]:
-    """Return the name and the options of the outcome of each component, from which ``restore_prediction`` makes it.
-
-    Args:
-        prediction: an answer of the run.
-        model: of the run.
-
-    Raises:
-        Rejected: with the reason "model_error", if a component has another outcome than the run's loss, as that of a
-            user's own learner may.
-    """
-    named = [(model.loss, model.loss_options), ("gaussian", {"least": LEAST})]
-    known = [(build_outcome(loss, options), loss, options) for loss, options in named]
-    found = []
-    for component in prediction:
-        own = component.outcome._replace(loss=None)  # It may refuse more outputs, but says the same.
-        same = [(loss, options) for outcome, loss, options in known if outcome._replace(loss=None) == own]
-        if not same:
-            raise Rejected("model_error", "the learner that answers has an outcome of its own, which cannot be kept")
-        found.append({"loss": same[0][0], "options": same[0][1]})
-    return found
-
-
-def name_prediction(prediction: Prediction) -> dict[str, Tensor]:
-    """Return the tensors of all components by name, on the CPU."""
-    tensors: dict[str, Tensor] = {}
-    for k, component in enumerate(prediction):
-        tensors |= name_tensors(f"component.{k}.outputs", component.outputs)
-        tensors[f"component.{k}.log_weights"] = component.log_weights
-    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-
-
-def restore_prediction(tensors: Mapping[str, Tensor], outcomes: Sequence[Mapping[str, Any]]) -> Prediction:
-    """Return the prediction of ``name_prediction`` and ``name_outcomes``; tensors of other names are left alone."""
-    return tuple(
-        Component(
-            build_outcome(one["loss"], one["options"]),
-            gather_tensors(tensors, f"component.{k}.outputs"),
-            tensors[f"component.{k}.log_weights"],
-        )
-        for k, one in enumerate(outcomes)
-    )
-
-
-def build_outcome(loss: str, options: Mapping[str, Any]) -> Outcome:
-    """Return the outcome of ``[model] loss`` and ``loss_options``; raises ``ValueError`` for an unknown one."""
-    return find_outcome(import_by_path(loss) if ":" in loss else loss, options)
-
-
-def _average_outputs(pooled: Prediction) -> Tensors:
-    """Return the expected targets; under a loss of the user's own, of which these are not known, the mean output."""
-    first = pooled[0]
-    if not (isinstance(first.outputs, dict) and isinstance(first.outcome.loss, LossFunction)):
-        return mean_of(pooled)
-    weights = torch.cat([part.log_weights for part in pooled]).exp()
-    parts = [as_named(part.outputs) for part in pooled]
-    return {name: average_outputs(torch.cat([part[name] for part in parts]), weights) for name in first.outputs}
-
-
-def decode_predictions(body: bytes) -> dict[str, Tensor]:
-    """Return the tensors that ``encode_predictions`` has encoded."""
-    return load(body)
 
 
 def leader_of(config: Config, files: RunFiles, history: History | None) -> LeaderContext:

@@ -242,14 +242,14 @@ def cdf_of(prediction: Prediction, y: Tensors) -> Tensor | None:
     return _average(prediction, found)
 
 
-def quantile_of(prediction: Prediction, share: float) -> Tensor | None:
+def quantile_of(prediction: Prediction, share: float | Tensor) -> Tensor | None:
     """Return the value below which each target lies with a probability, (n, ...) in float64; None without a ``cdf``.
 
     It is found by bisection between bounds around the mean, so that it is that of the whole mixture.
 
     Args:
         prediction: the prediction.
-        share: the probability, between 0 and 1.
+        share: the probability, between 0 and 1, or one for each target.
     """
     mean = mean_of(prediction).double()
     low, high, width = mean, mean, 1.0

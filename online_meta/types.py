@@ -95,6 +95,7 @@ class Outcome(NamedTuple):
         loss: (output, y) -> the scalar loss; None for the mean of ``nll`` over the rows.
         pool: (outputs (S, n, ...), weights (S,)) -> the one output (n, ...) that says what the mixture of S outputs
             says; None to mix by ``nll``.
+        variance: output -> the variance of the target, (n, ...), each entry; None if there is none.
     """
 
     nll: Callable[[Tensors, Tensors], Tensor]
@@ -103,6 +104,7 @@ class Outcome(NamedTuple):
     probabilities: Callable[[Tensors], Tensor] | None = None
     loss: Callable[[Tensors, Tensors], Tensor] | None = None
     pool: Callable[[Tensors, Tensor], Tensors] | None = None
+    variance: Callable[[Tensors], Tensor] | None = None
 
 
 class Component(NamedTuple):
@@ -315,7 +317,8 @@ class Score(NamedTuple):
 
     ``accuracy`` is that after adaptation, in [0, 1], or None. ``prefixes`` are the scores of the requested prefixes
     that are shorter than the support set. ``nll`` is the mean negative log-likelihood of the query rows in nats, and
-    ``calibration`` counts how it was spread; both are None for an outcome that is no distribution.
+    ``calibration`` counts how it was spread; both are None for an outcome that is no distribution. ``sharpness`` is the
+    mean standard deviation of the predictions, in units of y; None for classes, and without a distribution.
     """
 
     loss_before: float
@@ -324,6 +327,7 @@ class Score(NamedTuple):
     prefixes: tuple[PrefixScore, ...] = ()
     nll: float | None = None
     calibration: Calibration | None = None
+    sharpness: float | None = None
 
 
 class Learned(NamedTuple):

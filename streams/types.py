@@ -22,6 +22,7 @@ REASONS = {
     "bad_target": "a count is negative or not whole, or soft labels are negative or do not sum to 1",
     "bad_weight": "the weight of a sample is negative",
     "model_error": "the model raises an exception on the task",
+    "no_distribution": "the answer was to have a spread or probabilities, which the run's loss does not give",
     "outlier": "the numbers are far larger than those of the source's tasks before",
     "forgotten": "the task was erased with its entity; no dead letter is kept",
     "conflict": "the id belongs to a task with a different body",

@@ -18,7 +18,7 @@ from online_meta.answers import Answers
 from online_meta.batching.failures import TaskFailures
 from online_meta.batching.programs import Programs
 from online_meta.functional.model import ModelLoss, model_loss
-from online_meta.functional.recording import Recorder
+from online_meta.functional.recording import SLOW_CALL, Recorder
 from online_meta.functional.stateless import NOT_KEPT, KeptWeights
 from online_meta.inner import AnswerRule, Inner
 from online_meta.learners import FunctionalLearner, LearnerContext, gather_single_process
@@ -258,7 +258,7 @@ def _build_own_engine(
     return engine
 
 
-SLOW_ANSWER_SECONDS = 0.5
+SLOW_ANSWER = 10 * SLOW_CALL
 """An answer that takes longer is not recorded; one of many small steps may take as long as one of large operations."""
 
 
@@ -292,12 +292,12 @@ def record_answers(learner: Learner, executor: Executor) -> Answers:
         return learner.answers if learner.draws_numbers() else _record_from_begin(learner, executor)
     if not isinstance(learner, ScoredLearner) or learner.draws_numbers():
         return learner.answers
-    return Recorder(learner.answers, slow=SLOW_ANSWER_SECONDS, executor=executor)
+    return Recorder(learner.answers, slow=SLOW_ANSWER, executor=executor)
 
 
 def _record_from_begin(learner: FunctionalLearner, executor: Executor) -> Answers:
     """Record what follows the beginning of an answer, which may be drawn."""
-    recorded = Recorder(learner.answers_from, slow=SLOW_ANSWER_SECONDS, executor=executor)
+    recorded = Recorder(learner.answers_from, slow=SLOW_ANSWER, executor=executor)
     return lambda state, support, x: recorded(learner.begin(state, support), support, x)
 
 

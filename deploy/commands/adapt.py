@@ -1,16 +1,20 @@
 """online-meta adapt: adapt to a new task and print predictions."""
 
 from pathlib import Path
+from typing import get_args
 
 import click
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from deploy.commands._client import daemon_client, expect_success
 from deploy.exits import CONFIG, CommandError
-from deploy.leader import adapt_from_checkpoint, decode_predictions, encode_predictions
-from online_meta.types import Params
+from deploy.leader import adapt_from_checkpoint
+from deploy.predictions import AnswerFormat, Part, decode_predictions, encode_predictions
+from online_meta.types import Params, Prediction
 from streams.formats import wire
+from streams.types import Rejected
 
 
 @click.command("adapt")
@@ -26,14 +30,37 @@ from streams.formats import wire
 )
 @click.option("--token-file", type=click.Path(path_type=Path), help="File that contains the daemon's token.")
 @click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(get_args(Part)),
+    help="Add the expected target, its standard deviation, the probabilities of classes, or how much the label of each "
+    "query row would tell; may be repeated.",
+)
+@click.option(
+    "--level",
+    "levels",
+    multiple=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Add the value below which the target lies with this probability; may be repeated.",
+)
+@click.option(
     "--out", type=click.Path(path_type=Path), help="Write the predictions to this safetensors file; do not print them."
 )
 def command(
-    support: Path, query: Path, url: str | None, checkpoint: Path | None, token_file: Path | None, out: Path | None
+    support: Path,
+    query: Path,
+    url: str | None,
+    checkpoint: Path | None,
+    token_file: Path | None,
+    parts: tuple[Part, ...],
+    levels: tuple[float, ...],
+    out: Path | None,
 ) -> None:
-    """Adapt to a support set and print predictions for a query set.
+    """Adapt to a support set and print predictions for a query set, one line for each row.
 
-    Use either --url, which asks a running daemon, or --checkpoint, which needs no daemon.
+    Use either --url, which asks a running daemon, or --checkpoint, which needs no daemon. Parts follow the prediction
+    in its line, in the order in which they are given, and then the quantiles.
     """
     if (url is None) == (checkpoint is None):
         raise click.UsageError("give either --url or --checkpoint")
@@ -41,20 +68,29 @@ def command(
     if url is not None:
         with daemon_client(url, token_file) as client:
             headers = {"Content-Type": "application/vnd.safetensors"}
-            encoded = expect_success(client.post("/v1/adapt", content=save(tensors), headers=headers)).content
+            params: dict[str, list[str | float]] = {"part": [*parts], "level": [*levels]}
+            answer = client.post("/v1/adapt", params=params, content=save(tensors), headers=headers)
+            encoded = expect_success(answer).content
     else:
         assert checkpoint is not None
         examples = wire.gather_batch(tensors, "support")
-        encoded = encode_predictions(
-            adapt_from_checkpoint(checkpoint, examples, wire.gather_tensors(tensors, "query_x"))
-        )
+        prediction = adapt_from_checkpoint(checkpoint, examples, wire.gather_tensors(tensors, "query_x"))
+        encoded = _encode(prediction, AnswerFormat(False, parts, levels))
     if out is not None:
         out.write_bytes(encoded)
         return
     decoded = decode_predictions(encoded)
-    rows = decoded.get("labels", decoded["predictions"])
-    for row in rows.reshape(len(rows), -1).tolist():
+    columns = [decoded.get("labels", decoded["predictions"]), *(decoded[part] for part in parts)]
+    columns += [*decoded["quantiles"]] if levels else []
+    for row in torch.cat([column.reshape(len(column), -1).double() for column in columns], 1).tolist():
         click.echo(" ".join(f"{value:g}" for value in row))
+
+
+def _encode(prediction: Prediction, format: AnswerFormat) -> bytes:
+    try:
+        return encode_predictions(prediction, format)
+    except Rejected as error:
+        raise CommandError(CONFIG, error.detail) from error
 
 
 def _pick(file: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> Params:

@@ -1,5 +1,6 @@
 // Builds the models of the charts from the ledger: lines, units, titles and notes.
 
+import { findCalibration } from "./calibration.js";
 import { findEfficiency } from "./efficiency.js";
 import { formatCompact, formatName, formatPercent, formatReal, formatSigned, formatCount, plural } from "./format.js";
 import { poolRegretLines, weightLines } from "./pool.js";
@@ -19,6 +20,7 @@ export function modelCharts(ledger, names, kinds, looks, minor = new Set()) {
     learners: modelLearners(context),
     regret: modelRegret(context),
     accuracy: modelAccuracy(context),
+    calibration: modelCalibration(context),
     efficiency: modelEfficiency(context),
   };
 }
@@ -71,7 +73,7 @@ function modelWeights(context) {
   return common({ ...context, minor: new Set() }, "The pool’s weight on each expert", "share of the weight", lines, {
     bounds: [0, 1],
     format: formatPercent,
-    tick: (share) => formatCompact(Math.round(share * 1000) / 10) + "\u202f%",
+    tick: formatShare,
     note: withoutDots(context.note),
   });
 }
@@ -183,9 +185,22 @@ function modelAccuracy(context) {
       note: alone ? context.note : withoutDots(context.note),
       bounds: [0, 1],
       format: formatPercent,
-      tick: (share) => formatCompact(Math.round(share * 1000) / 10) + "\u202f%",
+      tick: formatShare,
     },
   );
+}
+
+function modelCalibration(context) {
+  const { ledger, names, looks, window } = context;
+  const found = findCalibration(ledger, names, looks);
+  if (found === null) return null;
+  return common(context, found.title, found.unit, found.lines.map(smooth(window)), {
+    note: `${withoutDots(context.note)} ${found.note}`,
+    bounds: [0, 1],
+    format: formatPercent,
+    tick: formatShare,
+    minor: new Set(),
+  });
 }
 
 function modelEfficiency(context) {
@@ -198,6 +213,7 @@ function modelEfficiency(context) {
   });
 }
 
+const formatShare = (share) => formatCompact(Math.round(share * 1000) / 10) + "\u202f%";
 const describeWho = ([own, ...others]) =>
   others.length ? `${own.label} against the baselines` : `${own.label} after adaptation`;
 const smooth = (window) => (line) => ({ ...line, values: trailingMean(line.raw, window, line.gaps) });

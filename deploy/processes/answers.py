@@ -21,6 +21,7 @@ from deploy.config.config import Config, parse_settings
 from deploy.exits import DONE, TRY_LATER
 from deploy.leader import Adapter
 from deploy.logs import Origin, log_to_stderr
+from deploy.predictions import PLAIN, AnswerFormat
 from deploy.processes.child import die_with_parent
 from online_meta.functional.recording import COMPARED_CALLS, RECORD_AFTER_CALLS
 from online_meta.types import Batch, Tensors
@@ -37,8 +38,11 @@ QUICK_SECONDS = 0.02
 REHEARSAL_SECONDS = 10.0
 """Processor time after which a rehearsal repeats an answer no more; slower answers gain little from a record."""
 RECEIVE_BYTES = 256 * 1024
-SERVE, ANSWER_TENSORS, ANSWER_JSON, REHEARSE = 0, 1, 2, 3
-"""What a frame to the process asks for: to serve a branch of the run, an answer in a format, or to record answers."""
+SERVE, ANSWER_TENSORS, ANSWER_JSON, REHEARSE, ANSWER_FORMAT = 0, 1, 2, 3, 4
+"""What a frame to the process asks for: to serve a branch of the run, an answer, or to record answers.
+
+The body of ``ANSWER_FORMAT`` begins with the format of the answer; see ``pack_request``.
+"""
 GIVEN, REJECTED, NOT_READY = 0, 1, 2
 """What a frame from the process has: what was asked for, or a reason why not."""
 log = logging.getLogger(__name__)
@@ -60,7 +64,7 @@ class Frame(NamedTuple):
     body: bytes
 
 
-_HEAD = struct.Struct("<QQQB")
+_HEAD, _LENGTH = struct.Struct("<QQQB"), struct.Struct("<I")
 
 
 def pack_frame(frame: Frame) -> bytes:
@@ -88,12 +92,12 @@ class Served:
     task: TaskSpec
     limits: Limits
 
-    def answer(self, body: bytes, as_json: bool) -> tuple[bytes, int]:
-        """Return the answer to the body of a request, as safetensors or as JSON, and the rounds that it is based on.
+    def answer(self, body: bytes, format: AnswerFormat) -> tuple[bytes, int]:
+        """Return the answer to the body of a request in a format, and the rounds that it is based on.
 
         Raises as ``decode_request`` and ``answer_as`` do.
         """
-        return answer_as(self.adapter, *decode_request(self.task, self.limits, body), as_json)
+        return answer_as(self.adapter, *decode_request(self.task, self.limits, body), format)
 
     def rehearse(self, body: bytes, executor: Executor) -> None:
         """Answer to a request so often that answers to requests of its shapes are recorded by ``executor`` afterwards.
@@ -105,16 +109,34 @@ class Served:
             for count in (RECORD_AFTER_CALLS, COMPARED_CALLS):
                 for _ in range(count):
                     if time.thread_time() < deadline:
-                        self.answer(body, as_json=False)
+                        self.answer(body, PLAIN)
                 executor.submit(gc.collect).result()  # It has one thread, which has recorded when it comes to this.
         except (Rejected, FileNotFoundError) as error:
             log.debug("not rehearsed: %s", error)
 
 
-def answer_as(adapter: Adapter, support: Batch, query_x: Tensors, as_json: bool) -> tuple[bytes, int]:
-    """Return what ``Adapter.answer`` returns, as safetensors or as JSON."""
-    encoded, round = adapter.answer(support, query_x)
-    if not as_json:
+def pack_request(format: AnswerFormat, body: bytes) -> tuple[int, bytes]:
+    """Return the kind and the body of the frame that asks for an answer to the ``body`` of a request."""
+    if not (format.parts or format.levels):
+        return ANSWER_JSON if format.as_json else ANSWER_TENSORS, body
+    head = json.dumps(format).encode()
+    return ANSWER_FORMAT, _LENGTH.pack(len(head)) + head + body
+
+
+def unpack_request(frame: Frame) -> tuple[AnswerFormat, bytes]:
+    """Return the format of the answer that a frame asks for, and the body of the request."""
+    if frame.kind != ANSWER_FORMAT:
+        return AnswerFormat(as_json=frame.kind == ANSWER_JSON), frame.body
+    begin = _LENGTH.size
+    end = begin + _LENGTH.unpack_from(frame.body)[0]
+    as_json, parts, levels = json.loads(frame.body[begin:end])
+    return AnswerFormat(as_json, tuple(parts), tuple(levels)), frame.body[end:]
+
+
+def answer_as(adapter: Adapter, support: Batch, query_x: Tensors, format: AnswerFormat) -> tuple[bytes, int]:
+    """Return what ``Adapter.answer`` returns, in a format."""
+    encoded, round = adapter.answer(support, query_x, format)
+    if not format.as_json:
         return encoded, round
     found = {"round": round, **tensors_to_json(encoded)}
     return json.dumps(found, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(), round
@@ -218,7 +240,8 @@ class AnsweringLoop:
     def _answer(self, served: Served, frame: Frame) -> None:
         began = time.thread_time()
         try:
-            body, round = served.answer(frame.body, frame.kind == ANSWER_JSON)
+            format, request = unpack_request(frame)
+            body, round = served.answer(request, format)
             answer = Frame(frame.number, GIVEN, round, body)
         except Rejected as rejection:
             refused = {"reason": rejection.reason, "detail": rejection.detail}

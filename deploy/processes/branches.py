@@ -17,7 +17,7 @@ from deploy.logs import copy_lines
 from deploy.processes.supervisor import SupervisedProcess
 from deploy.processes.trainer import BACKGROUND
 from deploy.promotion import Settled, count_learned, link_leader, promote_branch, settle_branches, write_branches
-from deploy.telemetry.health import ProcessFacts
+from deploy.telemetry.facts import ProcessFacts
 from deploy.telemetry.process_monitor import ProcessMonitor
 from deploy.telemetry.run_view import RunView, open_view
 from online_meta.regret.differences import Differences, confidence_sequence

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 from deploy.leader import Adapter
 from deploy.logs import copy_lines
+from deploy.predictions import AnswerFormat
 from deploy.processes.answers import (
-    ANSWER_JSON,
-    ANSWER_TENSORS,
     NOT_READY,
     REHEARSE,
     REJECTED,
@@ -21,6 +20,7 @@ from deploy.processes.answers import (
     Frame,
     describe_served,
     pack_frame,
+    pack_request,
     unpack_frames,
 )
 from deploy.processes.supervisor import SupervisedProcess
@@ -85,8 +85,8 @@ class AnsweringProcess:
             self._keep(self._open(self._connection, adapter, body))
         return self._opened is adapter
 
-    async def answer(self, body: bytes, *, as_json: bool) -> Answered | None:
-        """Return the answer of the process to the body of a request; None if it ends before it has answered.
+    async def answer(self, body: bytes, format: AnswerFormat) -> Answered | None:
+        """Return the answer of the process to a request's body, in a format; None if it ends before it has answered.
 
         Raises:
             Rejected: as the daemon itself would refuse the request.
@@ -96,7 +96,7 @@ class AnsweringProcess:
         if connection is None:
             return None
         try:
-            found = await connection.ask(ANSWER_JSON if as_json else ANSWER_TENSORS, body)
+            found = await connection.ask(*pack_request(format, body))
         except Disconnected:
             return None
         if found.kind == REJECTED:

@@ -227,7 +227,8 @@ class _FastPath:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] not in FAST_PATHS or scope["method"] != "POST":
+        fast = scope["type"] == "http" and scope["path"] in FAST_PATHS and scope["method"] == "POST"
+        if not fast or scope["query_string"]:  # Routing reads and checks the parameters.
             return await self._app(scope, receive, send)
         request = Request(scope, receive)
         try:

@@ -13,7 +13,8 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from safetensors.torch import load
 
-from deploy.leader import model_error_context, name_outcomes, name_prediction, restore_prediction
+from deploy.leader import model_error_context
+from deploy.predictions import name_outcomes, name_prediction, restore_prediction
 from deploy.server.descriptions import ERROR, OBSERVE_BODY, OBSERVE_RESPONSES, PREDICT_BODY, PREDICT_RESPONSES
 from deploy.server.entity_rows import (
     DecodedRows,

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from deploy.config.config import Config
 from deploy.exits import TRY_LATER, CommandError
+from deploy.predictions import AnswerFormat, Part
 from deploy.processes.answers import answer_as, decode_request
 from deploy.server.answering import Answered, AnsweringProcess
 from deploy.server.descriptions import (
@@ -109,12 +110,29 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
 
 
 @router.post(ADAPT_PATH, responses={**ADAPT_RESPONSE, **ADAPT_ERRORS}, openapi_extra=ADAPT_BODY)
-async def adapt(request: Request) -> Response:
+async def adapt(
+    request: Request,
+    part: Annotated[
+        list[Part] | None, Query(max_length=4, description="what to add to the answer; may be repeated")
+    ] = None,
+    level: Annotated[
+        list[Annotated[float, Field(gt=0, lt=1)]] | None,
+        Query(max_length=100, description="a probability whose quantile to add to the answer; may be repeated"),
+    ] = None,
+) -> Response:
     """Adapt the current meta-parameters to `support_x`, `support_y` and return `predictions` for `query_x`.
 
     Named inputs and targets are `support_x.NAME` and so on; `support_weight` is optional.
     Classifiers also return `labels`. A learner that answers with several outputs returns `component.K.outputs` and
-    `component.K.log_weights` of their mixture, too. The header `X-Online-Meta-Round` is the number of rounds that the
+    `component.K.log_weights` of their mixture, too.
+
+    Each `part` is added under its name: `mean` is the expected target of each query row, `std` its standard deviation,
+    `probabilities` are those of the classes, and `information` says in nats how much the label of a row would tell
+    which of several outputs is right. With `level`, `quantiles` has the values below which the target lies with these
+    probabilities, first by level, then by row, and `levels` repeats them. If the run's loss says no distribution, the
+    answer is 422 with the reason `no_distribution`.
+
+    The header `X-Online-Meta-Round` is the number of rounds that the
     meta-parameters have learned. The request is not stored and changes nothing. If the model raises an exception, the
     answer is 422 with the reason `model_error`.
 
@@ -126,12 +144,13 @@ async def adapt(request: Request) -> Response:
         body = await read_body(request, reservation)
         check_declared_type(request.headers, body)
         as_json = wants_json(request.headers, is_json(body))
+        format = AnswerFormat(as_json, tuple(dict.fromkeys(part or ())), tuple(level or ()))
         ready = process is not None and process.is_ready(body)
         decoded = None if ready else await _decode(request, body)
     try:
-        answered = await process.answer(body, as_json=as_json) if ready and process is not None else None
+        answered = await process.answer(body, format) if ready and process is not None else None
         if answered is None:
-            answered = await _answer_here(request, decoded or await _decode(request, body), as_json)
+            answered = await _answer_here(request, decoded or await _decode(request, body), format)
     except FileNotFoundError:
         detail = "the trainer has not published its first parameters yet: try again later"
         return JSONResponse({"reason": "not_ready", "detail": detail}, 503, headers={"Retry-After": "1"})
@@ -146,10 +165,10 @@ async def _decode(request: Request, body: bytes) -> tuple[Batch, Tensors]:
     return await to_thread.run_sync(decode_request, config.task, config.serve.limits, body, limiter=limiter)
 
 
-async def _answer_here(request: Request, decoded: tuple[Batch, Tensors], as_json: bool) -> Answered:
+async def _answer_here(request: Request, decoded: tuple[Batch, Tensors], format: AnswerFormat) -> Answered:
     """Answer in this process; raises ``FileNotFoundError`` if no leader has been published."""
     state: DaemonState = request.app.state.daemon
-    answer = partial(answer_as, state.adapter, *decoded, as_json)
+    answer = partial(answer_as, state.adapter, *decoded, format)
     return Answered(*await to_thread.run_sync(answer, limiter=request.app.state.adapting))
 
 

@@ -17,7 +17,8 @@ import online_meta
 from deploy.config.config import Config
 from deploy.leader import Adapter
 from deploy.processes.branches import ForkSupervisor, Prepared
-from deploy.telemetry.health import AREAS, Check, Facts, date_checks, judge, list_failing, worst_level
+from deploy.telemetry.facts import Facts
+from deploy.telemetry.health import AREAS, Check, date_checks, judge, list_failing, worst_level
 from deploy.telemetry.metrics import Instruments, MetricState
 from deploy.telemetry.monitor import HealthMonitor
 from deploy.telemetry.prometheus import count_checkpoint, count_quarantine, count_ranks, count_round, update_gauges

@@ -10,10 +10,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 from deploy.config.config import Config
-from deploy.telemetry.health import WINDOW_ROUNDS, Check, Facts, ProcessFacts, SourceFacts, WindowFacts
+from deploy.telemetry.facts import WINDOW_ROUNDS, Facts, ProcessFacts, SourceFacts, WindowFacts
+from deploy.telemetry.health import Check
 from deploy.telemetry.process_monitor import PROCESSES, ProcessMonitor, is_descendant
 from deploy.telemetry.run_view import LOSS_BEFORE, QUARANTINED, SKIPPED, SKIPPED_STEPS, STEPS, RunView
 from online_meta.regret.ledger import charged_column
@@ -38,6 +39,14 @@ PACE_SECONDS = 60.0
 SETTLED_SECONDS = 30.0
 DEATHS_SECONDS = 600.0
 log = logging.getLogger(__name__)
+
+
+class CalibrationFacts(TypedDict, total=False):
+    """The fields of ``WindowFacts`` about calibration."""
+
+    targets: int
+    coverage: float | None
+    calibration_error: float | None
 
 
 class ArchiveMonitor:
@@ -324,8 +333,19 @@ class HealthMonitor:
                 last[leader],
                 quarantined=last[QUARANTINED],
                 charged=last[charged_column(leader)],
+                **find_calibration(self._daemon.view, last),
             )
         return replace(self._last, rollbacks=recent)
+
+
+def find_calibration(view: RunView, last: Mapping[str, float]) -> CalibrationFacts:
+    """Return how the answers that are judged were calibrated: those of the pool, or without one the leader's."""
+    if not view.calibration.bins:
+        return {}
+    found = view.calibration.measure(view.pool.pool or view.ledger.leader, last)
+    if found.coverage is None:
+        return {"targets": found.targets, "calibration_error": found.error}
+    return {"targets": found.targets, "coverage": found.coverage[0.9]}
 
 
 NO_PROCESS = ProcessFacts(needed=False)

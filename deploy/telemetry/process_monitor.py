@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import psutil
 
-from deploy.telemetry.health import ProcessFacts
+from deploy.telemetry.facts import ProcessFacts
 from trainers.journal.heartbeat import ENDED, IDLE_SHARE, read_heartbeat, reset_heartbeat
 from trainers.journal.run_files import RunFiles
 

@@ -1,5 +1,6 @@
 """Aggregate the curves of a run into a limited number of points, for charts."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ def regret_series(view: RunView, start: int, end: int | None, points: int) -> di
             "cumulative_loss": _accumulate(view.ledger.cumulative_loss(name, start), sums[name]),
             **_regret(view, name, start, sums),
             **_efficiency(view, name, sums),
+            **_calibration(view, name, sums),
         }
         for name in view.ledger.learners
     }
@@ -105,6 +107,23 @@ def _efficiency(view: RunView, name: str, sums: dict[str, NDArray[np.float64]]) 
         return {}
     means = view.efficiency.means(name, lambda what, of: _means(sums[what], sums[of]), lambda of: _counts(sums[of]))
     return {"efficiency": means}
+
+
+def _calibration(view: RunView, name: str, sums: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """Return the coverage of each level, or of classes the calibration error, and the sharpness in each bucket."""
+    if not view.calibration.bins:
+        return {}
+    curves = view.calibration.curves(name, sums)
+    calibration: dict[str, Any] = {"error": _or_none(curves.error), "nll": _or_none(curves.nll)}
+    if curves.coverage is not None:
+        calibration["coverage"] = {f"{level:g}": _or_none(share) for level, share in curves.coverage.items()}
+        calibration["sharpness"] = _or_none(curves.sharpness)
+    return {"calibration": calibration}
+
+
+def _or_none(values: NDArray[np.float64]) -> list[float | None]:
+    """Return a list with None in the place of NaN."""
+    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 def _means(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> list[float | None]:

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from functools import cache
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -290,10 +291,13 @@ def _run_in_kept_memory(script: Any, leaves: tuple[Tensor, ...]) -> Callable[...
 RECORD_AFTER_CALLS = 16
 """A function is recorded for a kind of arguments after as many calls. To record takes some 20 times as long as one."""
 
-SLOW_SECONDS = 0.05
-"""A function is not recorded if all its calls take longer: whoever waits for it would wait for seconds."""
+SLOW_CALL = 50_000.0
+"""A function is not recorded if all its calls take longer: whoever waits for it would wait for seconds.
 
-SLOW_OPERATION_SECONDS = 5e-5
+The unit is the time of a small addition, here and below, so that slow machines record the same functions as quick ones.
+"""
+
+SLOW_OPERATION = 30.0
 """If the operations take longer than this on average, to skip Python code does not make them faster."""
 
 COMPARED_CALLS = 3
@@ -301,6 +305,20 @@ COMPARED_CALLS = 3
 
 MOST_KINDS = 64
 """The most kinds of arguments that a recorder counts. It records nothing for kinds that come after these."""
+
+
+@cache
+def time_addition() -> float:
+    """Return the processor time, in seconds, that this machine takes to add two small tensors."""
+    one, batch = torch.zeros(1), 100
+    taken = []
+    with torch.no_grad():
+        for _ in range(6):
+            began = time.thread_time()
+            for _ in range(batch):
+                torch.add(one, one)
+            taken.append((time.thread_time() - began) / batch)
+    return max(min(taken), 1e-7)  # A coarse clock may see none.
 
 
 class _Recorded(NamedTuple):
@@ -333,7 +351,7 @@ class Recorder(Generic[Arguments, Result]):
         self,
         function: Callable[Arguments, Result],
         record_after: int | None = None,
-        slow: float = SLOW_SECONDS,
+        slow: float = SLOW_CALL,
         *,
         executor: Executor | None = None,
     ) -> None:
@@ -342,7 +360,7 @@ class Recorder(Generic[Arguments, Result]):
         Args:
             function: to call.
             record_after: calls of a kind before it is recorded; None for ``RECORD_AFTER_CALLS``.
-            slow: seconds of processor time of a call above which nothing is recorded.
+            slow: processor time of a call above which nothing is recorded, in times of a small addition.
             executor: whose thread records, so that no call waits for it; None to record within a call. PyTorch's
                 recording replaces functions of the whole process meanwhile: nothing else may be recorded or compiled
                 at the same time, so that all recorders of a process share one thread.
@@ -383,7 +401,7 @@ class Recorder(Generic[Arguments, Result]):
             with self._lock:
                 if kind not in self._records:
                     self._records[kind] = None
-                    if calls.shortest <= self._slow:
+                    if calls.shortest <= self._slow * time_addition():
                         self._start_record(kind, args, calls.shortest)
         return found
 
@@ -413,7 +431,7 @@ class Recorder(Generic[Arguments, Result]):
                 copies = tuple(leaf.detach().clone() for leaf in leaves)
                 with _ValuesRefused():
                     graph = record_operations(program, copies)
-                if seconds > SLOW_OPERATION_SECONDS * len(graph.graph.nodes):
+                if seconds > SLOW_OPERATION * time_addition() * len(graph.graph.nodes):
                     return None
                 _simplify(graph.graph)
                 graph.recompile()

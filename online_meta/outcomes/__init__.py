@@ -14,6 +14,7 @@ with _ are not entries.
   outcome is no distribution, or where some entries do not count.
 - ``mean(output)`` is the expected target. Of classes, it is their probabilities.
 - ``cdf(output, y)`` has the shape of y. Of counts, it is the mid-distribution function P(Y < y) + P(Y = y) / 2.
+- ``variance(output)`` has the shape of ``mean``: the variance of each entry of the target. Classes have none.
 - ``probabilities(output)`` has shape (n, classes, ...) and sums to 1 over dimension 1.
 - An output that does not fit y raises ``ValueError`` with both shapes and the one that is needed.
 - ``example(n)`` returns an output of n rows and targets that fit, in float64, for the contract tests. Where there is a

@@ -14,7 +14,7 @@ def build() -> Outcome:
     ``probabilities`` are those of 0 and 1, (n, 2, ...). A y between 0 and 1 gives the expected nll of labels that are 1
     with this probability.
     """
-    return Outcome(_nll, _mean, probabilities=_probabilities)
+    return Outcome(_nll, _mean, probabilities=_probabilities, variance=_variance)
 
 
 def _nll(output: Tensors, y: Tensors) -> Tensor:
@@ -24,6 +24,11 @@ def _nll(output: Tensors, y: Tensors) -> Tensor:
 
 def _mean(output: Tensors) -> Tensor:
     return require_tensor("bernoulli", output).sigmoid()
+
+
+def _variance(output: Tensors) -> Tensor:
+    output = require_tensor("bernoulli", output)
+    return output.sigmoid() * (-output).sigmoid()
 
 
 def _probabilities(output: Tensors) -> Tensor:

@@ -38,11 +38,14 @@ def build(*, least: Annotated[float, Gt(0)] = 1e-3) -> Outcome:
     if not 0 < least < math.inf:
         raise ValueError(f"least is {least}: the least standard deviation is positive and finite")
 
+    def to_std(scale: Tensor) -> Tensor:
+        return least + F.softplus(scale, threshold=40.0)  # Torch's threshold of 20 is too low for float64.
+
     def standardise(output: Tensors, y: Tensors) -> tuple[Tensor, Tensor]:
         mean, scale = _split(output, y)
         if not isinstance(y, Tensor) or mean.shape != y.shape:
             raise misfit("gaussian", output, y, NEEDS)
-        std = least + F.softplus(scale, threshold=40.0)  # Torch's threshold of 20 is too low for float64.
+        std = to_std(scale)
         return (y.to(mean.dtype) - mean) / std, std
 
     def nll(output: Tensors, y: Tensors) -> Tensor:
@@ -52,7 +55,10 @@ def build(*, least: Annotated[float, Gt(0)] = 1e-3) -> Outcome:
     def cdf(output: Tensors, y: Tensors) -> Tensor:
         return normal_cdf(standardise(output, y)[0])
 
-    return Outcome(nll, lambda output: _split(output)[0], cdf)
+    def variance(output: Tensors) -> Tensor:
+        return to_std(_split(output)[1]) ** 2
+
+    return Outcome(nll, lambda output: _split(output)[0], cdf, variance=variance)
 
 
 def _split(output: Tensors, y: Tensors | None = None) -> tuple[Tensor, Tensor]:

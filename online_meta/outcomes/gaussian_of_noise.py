@@ -44,7 +44,10 @@ def build(*, sigma: Annotated[float, Gt(0)] = 1.0) -> Outcome:
     def cdf(output: Tensors, y: Tensors) -> Tensor:
         return normal_cdf(standardise(output, y))
 
-    return Outcome(nll, lambda output: require_tensor(NAME, output), cdf)
+    def variance(output: Tensors) -> Tensor:
+        return torch.full_like(require_tensor(NAME, output), sigma**2)
+
+    return Outcome(nll, lambda output: require_tensor(NAME, output), cdf, variance=variance)
 
 
 def example(n: int) -> tuple[Tensors, Tensors]:

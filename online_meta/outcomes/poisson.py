@@ -13,7 +13,7 @@ def build() -> Outcome:
     Output and y have the same shape. ``cdf`` is the mid-distribution function P(Y < y) + P(Y = y) / 2. Its mean over y
     is 1/2, so that counts are neither always early nor always late in their distribution.
     """
-    return Outcome(_nll, _mean, _cdf)
+    return Outcome(_nll, _mean, _cdf, variance=_mean)
 
 
 def _nll(output: Tensors, y: Tensors) -> Tensor:

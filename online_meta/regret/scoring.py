@@ -18,6 +18,7 @@ from online_meta.inner import Inner
 from online_meta.prediction import accuracy_of_prediction, loss_of, nll_of
 from online_meta.regret.calibration import count_in_bins, from_numbers
 from online_meta.types import Batch, Learner, Meta, Prediction, PrefixScore, Score, State, Task, Tensors
+from online_meta.uncertainty import std_of
 
 
 class OrderError(RuntimeError):
@@ -72,11 +73,12 @@ class Measured(NamedTuple):
     """The figures of a score as one vector of float64, and what is in it.
 
     Attributes:
-        numbers: loss before and after, then the accuracy, the negative log-likelihood and the counts of calibration,
-            each if there is one, then loss and, if there is one, accuracy of each prefix.
+        numbers: loss before and after, then the accuracy, the negative log-likelihood, the counts of calibration and
+            the sharpness, each if there is one, then loss and, if there is one, accuracy of each prefix.
         has_accuracy: whether there are accuracies.
         has_nll: whether there is a negative log-likelihood.
         counts: how many counts there are.
+        has_sharpness: whether there is a sharpness.
         prefixes: the numbers of support samples of the prefixes.
     """
 
@@ -84,6 +86,7 @@ class Measured(NamedTuple):
     has_accuracy: bool
     has_nll: bool
     counts: int
+    has_sharpness: bool
     prefixes: tuple[int, ...]
 
 
@@ -111,6 +114,9 @@ def _measure(found: TaskAnswers, suffix: str, y: Tensors, weight: Tensor | None)
         figures.append(nll)
     if counts is not None:
         figures.append(counts)
+    sharpness = None if has_accuracy else _mean_std(prediction, weight)
+    if sharpness is not None:
+        figures.append(sharpness)
     for _, part in found.parts:
         figures.append(loss_of(part[suffix], y, weight))
         if has_accuracy:
@@ -120,6 +126,7 @@ def _measure(found: TaskAnswers, suffix: str, y: Tensors, weight: Tensor | None)
         has_accuracy,
         nll is not None,
         0 if counts is None else len(counts),
+        sharpness is not None,
         tuple(points for points, _ in found.parts),
     )
 
@@ -130,6 +137,18 @@ def _nll(prediction: Prediction, y: Tensors, weight: Tensor | None) -> Tensor | 
         if outcome.loss is not None and outcome.cdf is None and outcome.probabilities is None:
             return None
     rows = nll_of(prediction, y)
+    if weight is None:
+        return rows.mean()
+    weight = weight.to(rows)
+    return (weight * rows).sum() / weight.sum()
+
+
+def _mean_std(prediction: Prediction, weight: Tensor | None) -> Tensor | None:
+    """Return the mean standard deviation of the targets; None if an outcome has none."""
+    std = std_of(prediction)
+    if std is None:
+        return None
+    rows = std.flatten(1).mean(1) if std.ndim > 1 else std
     if weight is None:
         return rows.mean()
     weight = weight.to(rows)
@@ -155,11 +174,12 @@ def _to_score(measured: Measured) -> Score:
     accuracy = next(numbers) if measured.has_accuracy else None
     nll = next(numbers) if measured.has_nll else None
     counts = [next(numbers) for _ in range(measured.counts)]
+    sharpness = next(numbers) if measured.has_sharpness else None
     prefixes = tuple(
         PrefixScore(points, next(numbers), next(numbers) if measured.has_accuracy else None)
         for points in measured.prefixes
     )
-    return Score(before, after, accuracy, prefixes, nll, from_numbers(counts) if counts else None)
+    return Score(before, after, accuracy, prefixes, nll, from_numbers(counts) if counts else None, sharpness)
 
 
 def score_task(inner: Inner, meta: Meta, task: Task, prefixes: Sequence[int] = ()) -> Score:

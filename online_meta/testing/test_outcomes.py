@@ -45,6 +45,8 @@ def to(values, dtype):
 def functions(outcome, y):
     """Return the outcome's functions of the output alone, by name; they give a row for each row."""
     found = {"nll": lambda output: outcome.nll(output, y), "mean": outcome.mean}
+    if outcome.variance is not None:
+        found["variance"] = outcome.variance
     if outcome.cdf is not None:
         found["cdf"] = lambda output: outcome.cdf(output, y)
     if outcome.probabilities is not None:
@@ -103,6 +105,15 @@ def check_mean(outcome, output, y):
         values = torch.nn.functional.one_hot(targets, mean.shape[0]).movedim(-1, 1)
     expected = torch.einsum("m,m...->...", density, values.to(density.dtype))
     torch.testing.assert_close(mean, expected, rtol=0, atol=1e-7)
+
+
+def check_variance(outcome, output, y):
+    """Check that the variance of the first row is the mean squared distance of its targets from their mean."""
+    targets, measure = targets_with_probability(outcome, output, y)
+    density = (-outcome.nll(repeat_first(output, len(targets)), targets)).exp() * measure
+    squares = (targets.to(density.dtype) - outcome.mean(output)[0]) ** 2
+    expected = torch.einsum("m,m...->...", density, squares)
+    torch.testing.assert_close(outcome.variance(output)[0], expected, rtol=0, atol=1e-6)
 
 
 def check_cdf(outcome, output, y):
@@ -168,6 +179,8 @@ def test_it_can_be_differentiated_twice(name):
         def of(*inputs, function=function):
             return function(dict(zip(keys, inputs, strict=True)) if keys else inputs[0])
 
+        if not of(*values).requires_grad:
+            continue  # It is the same for every output.
         assert torch.autograd.gradcheck(of, values)
         assert torch.autograd.gradgradcheck(of, values)
 
@@ -190,6 +203,8 @@ def test_its_probability_is_one_in_total_and_has_its_mean_and_its_cdf(name):
         one, target = take(output, [row]), take(y, [row])
         check_total(outcome, one, target)
         check_mean(outcome, one, target)
+        if outcome.variance is not None:
+            check_variance(outcome, one, target)
         if outcome.cdf is not None:
             check_cdf(outcome, one, target)
 
@@ -293,12 +308,14 @@ def test_a_wrong_likelihood_is_caught(kind):
         check_total(wrong, output, y)
 
 
-def test_a_cdf_and_a_mean_of_another_distribution_are_caught():
+def test_a_cdf_a_mean_and_a_variance_of_another_distribution_are_caught():
     outcome, output, y = example("gaussian")
     with pytest.raises(AssertionError):
         check_cdf(outcome._replace(cdf=lambda some, targets: outcome.cdf(some, targets + 0.01)), output, y)
     with pytest.raises(AssertionError):
         check_mean(outcome._replace(mean=lambda some: outcome.mean(some) + 0.01), output, y)
+    with pytest.raises(AssertionError):
+        check_variance(outcome._replace(variance=lambda some: outcome.variance(some) + 0.01), output, y)
     outcome, output, y = example("poisson")
     with pytest.raises(AssertionError):
         check_cdf(outcome._replace(cdf=lambda some, targets: outcome.cdf(some, targets + 0.5)), output, y)

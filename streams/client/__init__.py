@@ -113,9 +113,23 @@ class Client:
         """
         return self.call(submit_call(task, id, safetensors))
 
-    def adapt(self, request: Mapping[str, Any], *, safetensors: bool = False) -> Adaptation:
-        """Adapt to ``support_x`` and ``support_y`` and return the predictions for ``query_x``; raises as ``submit``."""
-        return self.call(adapt_call(request, safetensors))
+    def adapt(
+        self,
+        request: Mapping[str, Any],
+        *,
+        safetensors: bool = False,
+        parts: Sequence[str] = (),
+        levels: Sequence[float] = (),
+    ) -> Adaptation:
+        """Adapt to ``support_x`` and ``support_y`` and return the predictions for ``query_x``; raises as ``submit``.
+
+        Args:
+            request: the tensors by name.
+            safetensors: send binary tensors instead of JSON.
+            parts: what to add to the answer's ``tensors``: "mean", "std", "probabilities" or "information".
+            levels: probabilities between 0 and 1, whose "quantiles" (q, n, ...) are added.
+        """
+        return self.call(adapt_call(request, safetensors, parts, levels))
 
     def predict(self, entity: str, rows: Sequence[Mapping[str, Any]], *, keep: bool = False) -> dict[str, Any]:
         """Return what the daemon predicts for rows of an entity, from what it knows of the entity.
@@ -203,9 +217,16 @@ class AsyncClient:
         """Submit a task and return its receipt once it is durable, as ``Client.submit``."""
         return await self.call(submit_call(task, id, safetensors))
 
-    async def adapt(self, request: Mapping[str, Any], *, safetensors: bool = False) -> Adaptation:
+    async def adapt(
+        self,
+        request: Mapping[str, Any],
+        *,
+        safetensors: bool = False,
+        parts: Sequence[str] = (),
+        levels: Sequence[float] = (),
+    ) -> Adaptation:
         """Adapt to a support set and return the predictions, as ``Client.adapt``."""
-        return await self.call(adapt_call(request, safetensors))
+        return await self.call(adapt_call(request, safetensors, parts, levels))
 
     async def predict(self, entity: str, rows: Sequence[Mapping[str, Any]], *, keep: bool = False) -> dict[str, Any]:
         """Return what the daemon predicts for rows of an entity, as ``Client.predict``."""

@@ -59,7 +59,7 @@ class Adaptation(NamedTuple):
         predictions: nested lists, one entry for each input; None for what is not finite. The answer of a model with
             several outputs is in ``tensors`` alone.
         labels: the most probable classes; None if there are none.
-        tensors: all tensors of the answer by name, with the components of a mixture.
+        tensors: all tensors of the answer by name, with the components of a mixture and the parts that were asked for.
     """
 
     round: int
@@ -110,7 +110,7 @@ class Call(Generic[Result]):
     method: str
     path: str
     read: Callable[[httpx.Response], Result]
-    params: dict[str, str | int] = field(default_factory=dict)
+    params: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     content: bytes | None = None
 
@@ -149,10 +149,14 @@ def submit_call(task: Mapping[str, Any], id: str | None, safetensors: bool = Fal
     return Call("POST", "tasks", _read_receipt, headers=headers, content=content)
 
 
-def adapt_call(request: Mapping[str, Any], safetensors: bool = False) -> Call[Adaptation]:
-    """Return the call that adapts to a support set."""
+def adapt_call(
+    request: Mapping[str, Any], safetensors: bool = False, parts: Sequence[str] = (), levels: Sequence[float] = ()
+) -> Call[Adaptation]:
+    """Return the call that adapts to a support set, and asks for parts of the answer and for quantiles."""
     content, media_type = _encode(request, safetensors)
-    return Call("POST", "adapt", _read_adaptation, headers={"Content-Type": media_type}, content=content)
+    params = {name: value for name, value in {"part": [*parts], "level": [*levels]}.items() if value}
+    headers = {"Content-Type": media_type}
+    return Call("POST", "adapt", _read_adaptation, params=params, headers=headers, content=content)
 
 
 def predict_call(entity: str, rows: Sequence[Mapping[str, Any]], keep: bool = False) -> Call[dict[str, Any]]:

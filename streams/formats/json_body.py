@@ -209,9 +209,10 @@ def _unreadable(what: str) -> Rejected:
 def tensors_to_json(encoded: bytes) -> dict[str, Any]:
     """Return the tensors of trusted safetensors bytes as nested lists by name; NaN and infinite values become None.
 
-    A float32 is written with the fewest digits that give the same float32.
+    A float32 is written with the fewest digits that give the same float32. The names are sorted, so that equal tensors
+    give equal JSON in every process.
     """
-    return {name: _to_lists(_to_numpy(tensor)) for name, tensor in load(encoded).items()}
+    return {name: _to_lists(_to_numpy(tensor)) for name, tensor in sorted(load(encoded).items())}
 
 
 def _to_numpy(tensor: Tensor) -> Array:

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 from playwright.sync_api import expect
 
-from deploy.telemetry.health import Facts, SourceFacts
+from deploy.telemetry.facts import Facts, SourceFacts
 from tests.dashboard.conftest import Visit
 from tests.support.dashboard_stand_in import DASHBOARD, MANY, Daemon
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import expect
 
-from deploy.telemetry.health import Facts, ProcessFacts, SourceFacts, WindowFacts
+from deploy.telemetry.facts import Facts, ProcessFacts, SourceFacts, WindowFacts
 from tests.dashboard.conftest import Visit
 from tests.support.dashboard_stand_in import Daemon, serve
 

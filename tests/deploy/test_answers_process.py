@@ -35,7 +35,6 @@ from deploy.processes.answers import (
 )
 from deploy.server.answering import START_AFTER
 from online_meta.functional.recording import Recorder
-from online_meta.types import Batch, Tensors
 from streams.formats.json_body import tensors_to_json
 from streams.sources.sinusoid import make_task
 from tests.support.daemon import Daemon, encode, running_daemon, wait_for, write_sinusoid
@@ -46,21 +45,24 @@ TASK = make_task(0, 1000, 5, 5)
 BODY = encode({"support_x": TASK.support.x, "support_y": TASK.support.y, "query_x": TASK.query.x})
 JSON_BODY = json.dumps({name: value.tolist() for name, value in load(BODY).items()}).encode()
 SENT = {
-    "tensors": (BODY, {}),
-    "JSON": (JSON_BODY, {"Content-Type": "application/json"}),
-    "tensors, answered in JSON": (BODY, {"Accept": "application/json"}),
-    "no tensors": (b"x", {}),
-    "a wrong shape": (encode({**load(BODY), "query_x": TASK.query.x[:, 0]}), {}),
-    "no query": (encode({"support_x": TASK.support.x, "support_y": TASK.support.y}), {}),
-    "an empty list": (b'{"support_x": []}', {"Content-Type": "application/json"}),
+    "tensors": ("", BODY, {}),
+    "JSON": ("", JSON_BODY, {"Content-Type": "application/json"}),
+    "tensors, answered in JSON": ("", BODY, {"Accept": "application/json"}),
+    "the mean as well": ("?part=mean", BODY, {"Accept": "application/json"}),
+    "no tensors": ("", b"x", {}),
+    "a wrong shape": ("", encode({**load(BODY), "query_x": TASK.query.x[:, 0]}), {}),
+    "no query": ("", encode({"support_x": TASK.support.x, "support_y": TASK.support.y}), {}),
+    "an empty list": ("", b'{"support_x": []}', {"Content-Type": "application/json"}),
+    "a spread that a squared error does not have": ("?part=std&level=0.9", BODY, {}),
 }
+STATUSES = [200] * 4 + [422] * 5
 
 
 def ask_everything(daemon: Daemon) -> dict[str, tuple[int, bytes, str | None, str]]:
     """Return the status, the body, the round and the type of the answer to each of ``SENT``."""
     found = {}
-    for name, (body, headers) in SENT.items():
-        answer = daemon.client.post("/v1/adapt", content=body, headers=headers)
+    for name, (query, body, headers) in SENT.items():
+        answer = daemon.client.post(f"/v1/adapt{query}", content=body, headers=headers)
         media_type = answer.headers["Content-Type"]
         found[name] = (answer.status_code, answer.content, answer.headers.get("X-Online-Meta-Round"), media_type)
     return found
@@ -115,7 +117,10 @@ def test_a_process_answers_as_the_daemon_does_and_survives_its_end(tmp_path: Pat
         daemon.submit(*range(4))
         wait_until_published(daemon, 4)
         own = ask_everything(daemon)
-        assert [status for status, *_ in own.values()] == [200, 200, 200, 422, 422, 422, 422]
+        assert [status for status, *_ in own.values()] == STATUSES
+        found = json.loads(own["the mean as well"][1])
+        assert found["mean"] == found["predictions"]
+        assert json.loads(own["a spread that a squared error does not have"][1])["reason"] == "no_distribution"
         for _ in range(START_AFTER - len(SENT)):
             assert daemon.client.post("/v1/adapt", content=BODY).status_code == 200
         assert find_process(daemon) is None, "few requests start no process"
@@ -179,7 +184,7 @@ def test_each_request_gets_its_own_answer(loop: socket.socket, tmp_path: Path) -
 def test_after_a_rehearsal_a_program_answers(
     loop: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "SLOW_ANSWER_SECONDS", math.inf)
+    monkeypatch.setattr(build, "SLOW_ANSWER", math.inf)
     monkeypatch.setattr(answers, "REHEARSAL_SECONDS", math.inf)
     config, leader = read_config(write_sinusoid(tmp_path)), tmp_path / "leader.safetensors"
     adapter, called = Adapter(config.trainer(), leader), []
@@ -210,7 +215,7 @@ def test_slow_answers_do_not_wait_for_each_other(
 ) -> None:
     config, together = read_config(write_sinusoid(tmp_path)), threading.Barrier(answers.THREADS)
 
-    def wait_for_another(self: Adapter, support: Batch, query_x: Tensors) -> tuple[bytes, int]:
+    def wait_for_another(self: Adapter, *args: object) -> tuple[bytes, int]:
         together.wait(200)
         return b"", 0
 

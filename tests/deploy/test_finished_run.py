@@ -158,6 +158,10 @@ def test_a_checkpoint_adapts_as_the_daemon_does(cli: Cli, finished: Finished, tm
     alone, served = load((tmp_path / "out").read_bytes()), load(finished.predicted)
     assert alone.keys() == served.keys()
     assert torch.equal(alone["predictions"], served["predictions"])
+    plain, with_mean = cli(*ask).out.splitlines(), cli(*ask, "--part", "mean").out.splitlines()
+    assert with_mean == [f"{line} {line}" for line in plain]
+    refused = cli(*ask, "--level", "0.5")
+    assert (refused.code, "have no quantiles: its loss does not say" in refused.err) == (78, True)
 
 
 def test_verify_repairs_what_has_a_second_copy(cli: Cli, finished: Finished, tmp_path: Path) -> None:

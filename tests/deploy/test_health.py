@@ -6,21 +6,8 @@ from pathlib import Path
 import pytest
 
 from deploy.config.config import ServeSettings
-from deploy.telemetry.health import (
-    AREAS,
-    GIB,
-    JUDGES,
-    MIB,
-    Check,
-    Facts,
-    ProcessFacts,
-    SourceFacts,
-    WindowFacts,
-    date_checks,
-    judge,
-    list_failing,
-    worst_level,
-)
+from deploy.telemetry.facts import GIB, MIB, Facts, ProcessFacts, SourceFacts, WindowFacts
+from deploy.telemetry.health import AREAS, JUDGES, Check, date_checks, judge, list_failing, worst_level
 from trainers.journal.heartbeat import ARCHIVE, COMPILING, DISK, PLAYING, REPLAYING, STARTING
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/health.md"
@@ -83,6 +70,13 @@ FAULTS: dict[str, tuple[Facts, str, str]] = {
     "rounds skipped": (Facts(last=replace(HEALTHY, skipped=51.0, loss_before=98.0)), "divergence", "fail"),
     "quarantine": (Facts(last=replace(HEALTHY, quarantined=1.0)), "quarantine", "warn"),
     "adaptation hurts": (Facts(last=replace(HEALTHY, loss_after=201.0)), "adaptation", "warn"),
+    "answers too sure": (Facts(last=replace(HEALTHY, targets=200, coverage=0.79)), "calibration", "warn"),
+    "answers not sure enough": (Facts(last=replace(HEALTHY, targets=200, coverage=0.98)), "calibration", "warn"),
+    "probabilities are wrong": (
+        Facts(last=replace(HEALTHY, targets=200, calibration_error=0.21)),
+        "calibration",
+        "warn",
+    ),
     "no checkpoint": (Facts(rounds=76, checkpoint_seconds=61, checkpoint_every=25), "checkpoint", "warn"),
     "maintenance dead": (Facts(maintenance=ENDED), "maintenance", "warn"),
     "rounds cannot be sealed": (Facts(maintenance=ProcessFacts(problem="cannot be sealed")), "maintenance", "warn"),
@@ -125,13 +119,16 @@ def test_a_fault_turns_exactly_its_check(fault: str) -> None:
         Facts(sources=(QUEUE, replace(QUEUE, name="b", silent_seconds=59.0))),
         Facts(pending=500, sources=(replace(QUEUE, answered=False),)),
         Facts(last=HEALTHY),
+        Facts(last=replace(HEALTHY, targets=199, coverage=0.1)),
+        Facts(last=replace(HEALTHY, targets=200, coverage=0.8)),
+        Facts(last=replace(HEALTHY, targets=200, calibration_error=0.2)),
         Facts(last=WindowFacts(rounds=19, skipped_steps=19, steps=19, loss_before=1.0, loss_after=2.0)),
         Facts(rounds=76, checkpoint_seconds=59),
         Facts(rounds=1000, compared=0, checkpoint_round=1000),
         Facts(deaths=1),
         Facts(last=replace(HEALTHY, charged=1.0, loss_after=1e6)),
     ],
-    ids=range(18),
+    ids=range(21),
 )
 def test_idle_starting_compiling_and_replaying_with_progress_is_well(facts: Facts) -> None:
     assert turned(facts) == {}

@@ -15,7 +15,7 @@ import online_meta.outcomes
 from deploy.checks.preflight import open_sources
 from deploy.config.config import read_config
 from deploy.exits import ConfigError
-from deploy.leader import build_outcome, name_outcomes, name_prediction, restore_prediction
+from deploy.predictions import build_outcome, name_outcomes, name_prediction, restore_prediction
 from deploy.server.entities import _take_labels
 from deploy.server.entity_rows import StatisticsUnknown, decode_rows, prediction_to_json, save_tensors
 from online_meta import registry

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from deploy.config.config import make_config
-from deploy.telemetry.health import Facts, ProcessFacts, judge
+from deploy.telemetry.facts import Facts, ProcessFacts
+from deploy.telemetry.health import judge
 from deploy.telemetry.monitor import ArchiveMonitor, HealthMonitor, Pace
 from deploy.telemetry.process_monitor import ProcessMonitor, ProcessSample, is_running, reset_heartbeats, sample_process
 from deploy.telemetry.run_view import RunView

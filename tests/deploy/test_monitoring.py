@@ -84,6 +84,38 @@ def test_the_metrics_agree_with_the_status(daemon: Daemon) -> None:
     )
 
 
+RULES_TEST = """
+rule_files: [alerts.yml]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - series: 'online_meta_health{check="calibration", instance="a"}'
+        values: '0 0 1x30'
+      - series: 'online_meta_health{check="calibration", instance="b"}'
+        values: '0x40'
+    alert_rule_test:
+      - eval_time: 10m
+        alertname: OnlineMetaNeedsAttention
+        exp_alerts: []
+      - eval_time: 20m
+        alertname: OnlineMetaNeedsAttention
+        exp_alerts:
+          - exp_labels: { check: calibration, instance: a }
+            exp_annotations: { summary: "calibration of a needs attention; see /v1/health" }
+"""
+
+
+def test_the_documented_rule_alerts_of_a_check_that_stays_turned(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/health.md").read_text()
+    rules = page.split('```yaml title="alerts.yml"\n')[1].split("```")[0]
+    (tmp_path / "alerts.yml").write_text(rules)
+    (tmp_path / "test.yml").write_text(RULES_TEST)
+    command = ["promtool", "test", "rules", "test.yml"]
+    checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 def test_promtool_finds_no_problem(daemon: Daemon) -> None:
     checked = subprocess.run(["promtool", "check", "metrics"], input=metrics(daemon), capture_output=True, text=True)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")

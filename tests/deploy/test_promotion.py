@@ -20,7 +20,8 @@ from deploy.forks import play_branch, stages_of
 from deploy.leader import read_leader
 from deploy.processes.branches import PairedLosses
 from deploy.promotion import settle_branches, write_branches
-from deploy.telemetry.health import Facts, ProcessFacts, judge, list_failing
+from deploy.telemetry.facts import Facts, ProcessFacts
+from deploy.telemetry.health import judge, list_failing
 from online_meta.regret.differences import confidence_sequence
 from streams.history.history import History
 from tests.deploy.conftest import Cli

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from deploy.leader import adapt_from_checkpoint, decode_predictions, encode_predictions
+from deploy.leader import adapt_from_checkpoint
+from deploy.predictions import decode_predictions, encode_predictions
 from streams.formats import wire
 from streams.history.history import History
 from streams.history.verify import verify

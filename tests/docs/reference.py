@@ -42,6 +42,7 @@ LABELS = {
     "reason": "Of a refused task: a reason of [Handle bad input](../how-to/bad-input.md#reasons). "
     "Of a skipped meta-step: `not_finite`.",
     "learner": "The meta-learner or a baseline.",
+    "level": "The probability of the interval, such as `0.9`.",
     "points": "The number of support samples that the learner adapted to.",
     "against": "The comparator or baseline that the regret is measured against.",
     "comparator": "The comparator that was refreshed.",

@@ -24,7 +24,7 @@ SKIPPED = 2 + COMPARED_CALLS
 
 @pytest.fixture(autouse=True)
 def no_operation_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "SLOW_OPERATION_SECONDS", math.inf)
+    monkeypatch.setattr(recording, "SLOW_OPERATION", math.inf)
 
 
 class Counted:
@@ -131,7 +131,7 @@ def test_what_numpy_reads_is_not_recorded_even_if_it_rarely_matters() -> None:
 
 
 def test_a_function_of_few_slow_operations_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "SLOW_OPERATION_SECONDS", 0.0)
+    monkeypatch.setattr(recording, "SLOW_OPERATION", 0.0)
     recorder, counted = record(lambda x: x + 1)
     for _ in range(10):
         recorder(torch.zeros(1))

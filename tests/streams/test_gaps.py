@@ -13,7 +13,8 @@ import streams.brokers.redis
 from deploy import daemon
 from deploy.commands.status import gap_rows
 from deploy.server.state import _list_gaps
-from deploy.telemetry.health import SourceFacts, _judge_source
+from deploy.telemetry.facts import SourceFacts
+from deploy.telemetry.health import _judge_source
 from deploy.telemetry.prometheus import make_instruments
 from online_meta.types import Task
 from streams.formats import wire

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from deploy.telemetry.health import Facts, ProcessFacts, date_checks, judge, worst_level
+from deploy.telemetry.facts import Facts, ProcessFacts
+from deploy.telemetry.health import date_checks, judge, worst_level
 from deploy.telemetry.pool import verdict_to_json
 from online_meta.regret import differences
 from online_meta.regret.differences import Differences

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deploy.config.config import read_config
-from deploy.leader import encode_predictions
+from deploy.predictions import encode_predictions
 from online_meta.functional import recording
 from online_meta.functional.recording import COMPARED_CALLS, Recorder
 from online_meta.learners import MemoryReplayBuffer
@@ -31,7 +31,7 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_recorded_answers_are_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "RECORD_AFTER_CALLS", 2)
-    monkeypatch.setattr(build, "SLOW_ANSWER_SECONDS", math.inf)
+    monkeypatch.setattr(build, "SLOW_ANSWER", math.inf)
     recorders: list[Recorder[..., Any]] = []
     original = Recorder.__init__
 

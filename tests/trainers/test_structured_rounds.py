@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from deploy.commands import adapt
-from deploy.leader import adapt_from_checkpoint, encode_predictions
+from deploy.leader import adapt_from_checkpoint
+from deploy.predictions import encode_predictions
 from online_meta.batches import map_tensors, select_samples
 from online_meta.batching.plan import signature_of
 from online_meta.outcomes import outcome_of

@@ -116,7 +116,7 @@ def make_round_records(
     for index, entry in enumerate(entries):
         own = {name: all_scores[index] for name, all_scores in scores.items()}
         last = index == len(entries) - 1
-        learners = {name: _score_to_json(score, find_charge(own, loss_cap)) for name, score in own.items()}
+        learners = {name: score_to_json(score, find_charge(own, loss_cap)) for name, score in own.items()}
         lines.append(
             {
                 **_describe_entry(entry),
@@ -230,7 +230,13 @@ def _losses(score: Score) -> tuple[float, ...]:
     return (score.loss_before, score.loss_after, *(prefix.loss for prefix in score.prefixes))
 
 
-def _score_to_json(score: Score, charge: float) -> Line:
+def score_to_json(score: Score, charge: float) -> Line:
+    """Return a learner's part of a round's line.
+
+    Args:
+        score: of the learner.
+        charge: what counts in place of a loss that is not finite.
+    """
     losses = {"loss_before": _finite_or_none(score.loss_before), "loss_after": _finite_or_none(score.loss_after)}
     charged = {} if all(map(is_finite_loss, _losses(score))) else {"charged": charge}
     return {**losses, "accuracy": score.accuracy, **charged, **_distribution_to_json(score)}
@@ -239,6 +245,8 @@ def _score_to_json(score: Score, charge: float) -> Line:
 def _distribution_to_json(score: Score) -> Line:
     """Return the figures of a predicted distribution; none for an outcome that is no distribution."""
     found: Line = {} if score.nll is None else {"nll": _finite_or_none(score.nll)}
+    if score.sharpness is not None:
+        found["sharpness"] = _finite_or_none(score.sharpness)
     if score.calibration is not None:
         found["calibration"] = {key: [*value] for key, value in score.calibration._asdict().items() if value}
     return found
