@@ -14,6 +14,7 @@ from online_meta.metagrads.first_order import first_order
 from online_meta.metagrads.implicit import implicit
 from online_meta.metagrads.reptile import reptile
 from online_meta.metagrads.supervised import supervised
+from online_meta.metagrads.variational import variational
 from online_meta.metagrads.warp_grad import warp_grad
 from online_meta.preflight.preflight import Preflight, preflight
 from online_meta.regret.ledger import Comparator, Regret, RegretLedger
@@ -48,5 +49,6 @@ __all__ = [
     "reptile",
     "rules",
     "supervised",
+    "variational",
     "warp_grad",
 ]

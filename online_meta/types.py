@@ -214,6 +214,34 @@ class HeadSolver(NamedTuple):
     kinds: tuple[TargetKind, ...]
 
 
+class Normal(NamedTuple):
+    """A normal distribution of named tensors with independent entries: ``mean`` and ``log_std``, under equal names."""
+
+    mean: Params
+    log_std: Params
+
+
+Infer = Callable[[Params, Params, Batch, Params], Normal]
+"""(rule, weights that adapt, batch, gradient of the loss on the batch by name) -> what is believed of theta."""
+
+
+class Inference(NamedTuple):
+    """How a rule draws theta, a part of phi, and what training draws it from instead; see ``metagrads/variational.py``.
+
+    Attributes:
+        prior: p(theta | D) of the support set D, from which the rule itself draws.
+        posterior: q(theta | E), which is told more than the rule is.
+        evidence: E: the "query" set alone, or "both" sets.
+        sees: what both read of a set. "samples": theta is drawn by the rule's ``start``, and the gradients given are
+            {}. "gradient": they are given the gradient of the loss, and step 0 of the rule draws theta.
+    """
+
+    prior: Infer
+    posterior: Infer
+    evidence: Literal["query", "both"]
+    sees: Literal["samples", "gradient"]
+
+
 class InnerRule(NamedTuple):
     """An inner update rule as four pure functions; see ``rules/sgd.py`` for the smallest one.
 
@@ -227,7 +255,8 @@ class InnerRule(NamedTuple):
     draw by the functions of ``online_meta/functional/keyed.py``. If it is True, ``start`` and ``update`` may draw
     torch's random numbers, which are seeded with the task and the step; such a rule does not run under ``vmap``. For a
     rule that ``sees`` the "loss" alone, no gradient is computed. A rule with a ``head`` replaces the head of the model
-    by what this solver makes of the support set, before ``start``.
+    by what this solver makes of the support set, before ``start``. A rule with ``infer`` draws a part of phi, and can
+    be trained by ``variational``.
     """
 
     init: Callable[[Params], Params]
@@ -237,6 +266,7 @@ class InnerRule(NamedTuple):
     random: bool | Literal["keyed"] = False
     sees: Literal["gradient", "loss"] = "gradient"
     head: HeadSolver | None = None
+    infer: Inference | None = None
 
 
 class StepReport(NamedTuple):

@@ -62,6 +62,18 @@ Judge = Callable[[Meta, Carry], Tensor]
 """(slow weights and rule, carry) -> the scalar that the meta-gradient differentiates, by default the query loss."""
 
 
+class Beginning(NamedTuple):
+    """Another beginning of the inner loop, in place of the rule's ``start`` and of its first steps.
+
+    Attributes:
+        make: (weights and rule) -> the carry after these steps, and a scalar that is added to the loss.
+        steps: the number of these steps, at least 0.
+    """
+
+    make: Callable[[Meta], tuple[Carry, Tensor]]
+    steps: int
+
+
 StepFn = Callable[[Meta, Carry], Carry]
 """One inner step as a function of (slow weights and rule, carry); the backward pass differentiates it."""
 
@@ -145,6 +157,7 @@ def pull_back(
     judge: Judge | None = None,
     cut: int | None = None,
     query_chunk: int | None = None,
+    beginning: Beginning | None = None,
 ) -> MetaGrad:
     """Return the query loss and its gradient by lambda_k = (d step_k / d carry_k)^T lambda_{k+1}.
 
@@ -156,32 +169,40 @@ def pull_back(
     v_k grad f(phi_k). With a ``judge``, f is judge(slow weights and rule, carry_k) instead of the query loss. With
     ``cut`` = n, the adjoint of phi and state is set to 0 before steps n, 2n, ..., so that each loss reaches back to the
     last of them only (truncated back-propagation: Williams & Peng, 1990). A support set without rows takes no step.
-    With a ``query_chunk``, the graph of f holds that many query samples at a time.
+    With a ``query_chunk``, the graph of f holds that many query samples at a time. A ``beginning`` is differentiated in
+    one graph.
     """
     with torch.no_grad(), math_attention():  # To select the kernel at each call of the model is slower.
         slow = Meta(slow_weights(inner, meta.weights), meta.rule)
         differentiate = _choose_differentiation(inner, task.query, judge, query_chunk)
         count = count_steps(inner, task.support)
         weights = [0.0] * count + [1.0] if weights is None else weights if count else [sum(weights)]
+        begun = min(beginning.steps, count) if beginning else 0
         segment_length = math.isqrt(max(count - 1, 0)) + 1 if rematerialise else max(count, 1)
         store: StoreCarry = offload_to_host if offload else _store_on_device
         segment_starts: list[StoredCarry] = []
-        carry = init_carry(inner, meta, task.support)
+        if beginning is None:
+            carry = init_carry(inner, meta, task.support)
+        else:
+            (carry, added), pull_beginning = vjp(beginning.make, meta)
         recorded: list[InnerStep] = []
-        for first in range(0, count, segment_length):
+        for first in range(begun, count, segment_length):
             segment_starts.append(store(carry))
             recorded.clear()
             steps = range(first, min(first + segment_length, count))
             recorded, carry = _record_steps(store, run_step, slow, segment_starts[-1], carry, steps)
 
         found = differentiate(slow, carry, weights[count])
-        for first in reversed(range(0, count, segment_length)):
+        for first in reversed(range(begun, count, segment_length)):
             start = segment_starts.pop()
             if first + segment_length < count:
                 recorded = _record_steps(store, run_step, slow, start, start(), range(first, first + segment_length))[0]
             while recorded:
                 found = _pull_back_step(differentiate, slow, recorded.pop(), found, weights, cut)
-        return MetaGrad(found.loss, pull_back_through_init(inner, meta, task, found.total, found.adjoint))
+        if beginning is None:
+            return MetaGrad(found.loss, pull_back_through_init(inner, meta, task, found.total, found.adjoint))
+        (share,) = pull_beginning((found.adjoint, torch.ones_like(added)))
+        return MetaGrad(found.loss + added, _add_shares(meta, found.total, share))
 
 
 class _Gradient(NamedTuple):
@@ -288,6 +309,11 @@ def pull_back_through_init(inner: Inner, meta: Meta, task: Task, total: Meta, ad
     given = Meta(meta.weights if inner.rule.head else fast_weights(inner, meta.weights), meta.rule)
     _, pull = vjp(lambda given: init_carry(inner, given, task.support), given)
     (share,) = pull(adjoint)
+    return _add_shares(meta, total, share)
+
+
+def _add_shares(meta: Meta, total: Meta, share: Meta) -> Meta:
+    """Return the sum of two gradients, each of some of the weights of ``meta`` and of the rule."""
     both = total.weights.keys() & share.weights.keys()
     weights = {**total.weights, **share.weights, **{name: total.weights[name] + share.weights[name] for name in both}}
     return Meta({name: weights[name] for name in meta.weights}, add(total.rule, share.rule))

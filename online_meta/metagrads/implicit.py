@@ -117,15 +117,21 @@ def _step_along(start: Params, length: Tensor, direction: Params) -> Params:
 def _pulls_back(rule: InnerRule) -> bool:
     """Return whether a step with zero gradient moves towards the start from either side and keeps the state.
 
-    Raises ``ValueError`` if the rule cannot be tried on a small task of its own.
+    Raises ``ValueError`` if the rule cannot be tried on a small task of its own, or pulls back and draws numbers.
     """
     try:
-        return _keeps_pulling_back(rule)
+        found = _keeps_pulling_back(rule)
     except Exception as error:  # A rule that reads its support set may need one of other shapes.
         raise ValueError(
             "implicit tries the inner rule on a support set of two rows, x and y of shape (2, 2), and it raised "
             f"{type(error).__name__}: {error}; use another estimator, exact or first_order"
         ) from error
+    if found and rule.random:
+        raise ValueError(
+            "the inner rule draws other numbers in each step, so it has no fixed point: use another estimator, exact "
+            "or first_order"
+        )
+    return found
 
 
 def _keeps_pulling_back(rule: InnerRule) -> bool:

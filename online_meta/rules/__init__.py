@@ -15,6 +15,8 @@ it by its file name. Files whose names begin with _ are not entries.
   adapt, or the weights alone; it leaves out names that the model does not have.
 - A rule may have a ``head``: the phi that ``start`` is given then has, for the last linear layer of the model, what
   ``head.solve`` makes of the support set's features. ``Inner.answer_heads`` uses it with the parameters of ``init``.
+- A rule that draws a part of phi may have ``infer``: what it draws it from, and what training draws it from instead.
+  The estimator ``variational`` takes such rules.
 - phi and the state keep their names, shapes and dtypes over all steps; a view has those of the weights.
 - All four are pure and twice differentiable, and do not write to their arguments. They work under ``torch.func.vmap``
   unless ``random`` is True.

@@ -249,7 +249,7 @@ def objective_of(inner):
     return Adapting
 
 
-@pytest.mark.parametrize("make", [bayes_by_gradient, draws_by_key])
+@pytest.mark.parametrize("make", [bayes_by_gradient, draws_by_key, om.rules.platipus])
 @pytest.mark.parametrize("name", ["mlp_tanh", "conv_group_norm"])
 def test_the_meta_gradient_of_a_stochastic_rule_is_the_slope(make, name):
     given = problem(name)
@@ -261,7 +261,7 @@ def test_the_meta_gradient_of_a_stochastic_rule_is_the_slope(make, name):
 
 
 @pytest.mark.parametrize("batching", ["vmap", "traced"])
-@pytest.mark.parametrize("make", [bayes_by_gradient, draws_by_key])
+@pytest.mark.parametrize("make", [bayes_by_gradient, draws_by_key, om.rules.platipus])
 def test_stochastic_rules_run_under_vmap_and_as_programs(make, batching):
     given = problem("mlp_tanh")
     inner = om.Inner(om.model_loss(given.module, given.loss), make(), 2)
