@@ -176,8 +176,10 @@ class RegretSettings:
     Attributes:
         comparator: the comparators. ``hindsight`` estimates the loss of the best fixed meta-parameters by training;
             ``closed_form`` computes it, for models that are linear in their weights with squared loss; ``dynamic``
-            estimates the loss of each task's own best meta-parameters.
-        comparator_options: options of comparators, a table under the name of each.
+            estimates the loss of each task's own best meta-parameters; ``bayes`` computes that of the exact Bayes
+            predictor of a source that has one, for losses in nats.
+        comparator_options: options of comparators, a table under the name of each. For ``bayes``, they are by default
+            the kind and the options of the run's only source.
         comparator_budget: the compute of ``hindsight``, and that of ``dynamic``, for each round of the run. 1 is the
             compute with which the leading learner learns a round, ``steps_per_round`` meta-steps of ``batch`` tasks. A
             smaller budget gives shorter passes, fewer starts and, if need be, fewer rounds to evaluate. By default

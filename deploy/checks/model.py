@@ -93,7 +93,7 @@ def check_model(config: Config, context: LearnerContext, remarks: bool) -> tuple
             raise gradient
         _check_gradient(config, gradient, context.gradient(context.start, tasks[0]))
         for kind in config.regret.comparator:
-            _check_comparator(kind, context, tasks[0])
+            _check_comparator(kind, context, tasks[0], config.regret.comparator_options.get(kind, {}))
         padding = _check_padding(config, context, tasks[0])
     return (*report.notes, *padding)
 
@@ -353,11 +353,11 @@ def _check_gradient(config: Config, gradient: MetaGrad, repeated: MetaGrad) -> N
         )
 
 
-def _check_comparator(kind: str, context: LearnerContext, task: Task) -> None:
-    check: Callable[[LearnerContext, Task], None] | None = getattr(load_comparator(kind), "check", None)
+def _check_comparator(kind: str, context: LearnerContext, task: Task, options: dict[str, Any]) -> None:
+    check: Callable[..., None] | None = getattr(load_comparator(kind), "check", None)
     try:
         if check is not None:
-            check(context, task)
+            check(context, task, **options)
     except ValueError as error:
         raise ConfigError(f"[regret] comparator = {kind!r}: {error}") from error
 

@@ -35,7 +35,7 @@ from streams.ingest.outliers import OutlierRule
 from streams.private_files import SecretExposed, check_private
 from streams.spec import Limits, TaskSpec, Values
 from trainers.learner_settings import find_player
-from trainers.seams import BASELINES, COMPARATORS, SEAMS
+from trainers.seams import BASELINES, COMPARATORS, SEAMS, list_options
 from trainers.settings import (
     CheckpointSettings,
     EngineSettings,
@@ -267,7 +267,26 @@ def make_config(raw: dict[str, Any], where: str) -> Config:
     config = enter_race(config, raced)
     if problems := list(find_wrong_choices(config)) or list(find_wrong_learners(config, config.serve.answers)):
         raise ConfigError(join_problems(where, problems))
-    return config
+    return dataclasses.replace(config, regret=_name_source(config))
+
+
+def _name_source(config: Config) -> RegretSettings:
+    """Return [regret] with the run's only source in the options of comparators that take one and name none."""
+    regret = config.regret
+    options = dict(regret.comparator_options)
+    unnamed = [
+        kind
+        for kind in regret.comparator
+        if "source" in list_options(COMPARATORS, kind) and "source" not in options.get(kind, {})
+    ]
+    if not unnamed or len(config.source) != 1:
+        return regret
+    (source,) = config.source
+    named: dict[str, Any] = {"source": source.kind}
+    if hasattr(registry.load_module(streams.sources, source.kind), "oracle"):  # Those of others may be secrets.
+        named["options"] = TypeAdapter(type(source.settings)).dump_python(source.settings, mode="json")
+    options |= {kind: {**named, **options.get(kind, {})} for kind in unnamed}
+    return dataclasses.replace(regret, comparator_options=options)
 
 
 _TARGETS: dict[str, Values] = {"poisson": "counts", "categorical": "probabilities", "cross_entropy": "probabilities"}

@@ -153,7 +153,7 @@ function explainSigns(own, comparators, rounds) {
   if (comparators.length === 0) return negative;
   const latest = Math.max(...comparators.map((line) => rounds[line.values.findLastIndex((value) => value !== null)]));
   const age = `last computed as of round ${formatCount(latest)}.`;
-  const exact = comparators.filter((line) => line.exact).map((line) => `${sentenceCase(line.name)} is exact, by algebra`);
+  const exact = comparators.filter((line) => line.exact).map((line) => `${sentenceCase(line.name)} is exact`);
   const estimates = comparators.filter((line) => !line.exact).map(describeEstimate);
   return `${negative} ${[...exact, ...estimates].join(". ")}; ${age}`;
 }

@@ -275,7 +275,7 @@ def _compare_with_comparator(against: str, regret: dict[str, Any]) -> str:
 def _describe_comparator(comparator: str, regret: dict[str, Any]) -> str:
     best = describe_target(comparator)
     if regret.get("exact", is_exact(comparator)):
-        return f"The comparator is exact: {best}, by algebra."
+        return f"The comparator is exact: {best}."
     settled = "" if regret.get("settled", True) else " It has not settled: longer training may lower its loss."
     if regret.get("lower_bound"):
         bound = f"it loses at least as much as {best}, so the regret shown is a lower bound"

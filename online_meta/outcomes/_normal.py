@@ -1,9 +1,10 @@
-"""The normal distribution, for ``gaussian`` and ``gaussian_of_noise``."""
+"""The normal distribution, for the outcomes that are made of it."""
 
 import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from online_meta.outcomes import sum_rows
 
@@ -16,3 +17,14 @@ def normal_nll(z: Tensor, log_std: Tensor | float) -> Tensor:
 def normal_cdf(z: Tensor) -> Tensor:
     """Return Phi(z), without cancellation in the lower tail."""
     return 0.5 * torch.erfc(-z / math.sqrt(2))
+
+
+def scale_to_std(scale: Tensor, least: float) -> Tensor:
+    """Return the standard deviation least + softplus(scale), softplus(a) = log(1 + e^a)."""
+    return least + F.softplus(scale, threshold=40.0)  # Torch's threshold of 20 is too low for float64.
+
+
+def std_to_scale(std: Tensor, least: float) -> Tensor:
+    """Return the scale of a standard deviation above ``least``: the inverse of ``scale_to_std``."""
+    excess = std - least
+    return excess + (-torch.expm1(-excess)).log()

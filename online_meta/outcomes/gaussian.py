@@ -7,10 +7,9 @@ from typing import Annotated
 import torch
 from annotated_types import Gt
 from torch import Tensor
-from torch.nn import functional as F
 
 from online_meta.outcomes import describe_shape, misfit
-from online_meta.outcomes._normal import normal_cdf, normal_nll
+from online_meta.outcomes._normal import normal_cdf, normal_nll, scale_to_std
 from online_meta.types import Outcome, Tensors
 
 NEEDS = (
@@ -38,14 +37,11 @@ def build(*, least: Annotated[float, Gt(0)] = 1e-3) -> Outcome:
     if not 0 < least < math.inf:
         raise ValueError(f"least is {least}: the least standard deviation is positive and finite")
 
-    def to_std(scale: Tensor) -> Tensor:
-        return least + F.softplus(scale, threshold=40.0)  # Torch's threshold of 20 is too low for float64.
-
     def standardise(output: Tensors, y: Tensors) -> tuple[Tensor, Tensor]:
         mean, scale = _split(output, y)
         if not isinstance(y, Tensor) or mean.shape != y.shape:
             raise misfit("gaussian", output, y, NEEDS)
-        std = to_std(scale)
+        std = scale_to_std(scale, least)
         return (y.to(mean.dtype) - mean) / std, std
 
     def nll(output: Tensors, y: Tensors) -> Tensor:
@@ -56,7 +52,7 @@ def build(*, least: Annotated[float, Gt(0)] = 1e-3) -> Outcome:
         return normal_cdf(standardise(output, y)[0])
 
     def variance(output: Tensors) -> Tensor:
-        return to_std(_split(output)[1]) ** 2
+        return scale_to_std(_split(output)[1], least) ** 2
 
     return Outcome(nll, lambda output: _split(output)[0], cdf, variance=variance)
 

@@ -28,7 +28,8 @@ class Comparator(NamedTuple):
 
     Attributes:
         kind: ``closed_form``: the best fixed meta-parameters in closed form; ``hindsight``: an estimate of their
-            loss by training; ``dynamic``: an estimate of the loss of each task's own best parameters.
+            loss by training; ``dynamic``: an estimate of the loss of each task's own best parameters; ``bayes``: the
+            exact Bayes predictor of the source.
         as_of_round: the number of rounds up to which it is evaluated.
         cumulative_loss: the sum of the query losses over these rounds, in nats or squared units of y.
         standard_error: the standard error of the cumulative loss, 0 if every round was evaluated.

@@ -18,6 +18,12 @@ The kind is the name of the file: ``[[source]] kind = "<file>"``. A file defines
     Optional: the ``TaskSpec`` of a source that generates its tasks. ``create_source`` then raises ``ValueError`` if
     ``spec`` differs (``streams.spec.require_same``).
 
+``oracle(settings) -> Oracle``
+    Optional (``streams.types.Oracle``): returns the exact Bayes predictor of a source that generates its tasks. The
+    comparator ``bayes`` measures regret against it. It computes in float64, and its prediction is a distribution of
+    each target given the support set, which may be empty, and given how the source draws its tasks. It raises
+    ``ValueError`` for settings or tasks that it has no exact answer to.
+
 A ``TaskSource`` (``streams.types``) keeps this contract:
 
 ``read(after) -> Iterator[Arrival | None]``

@@ -3,12 +3,14 @@
 A file offers ``refresh(context, regret, request, saved, should_continue, **options) -> RefreshResult | None``: it
 continues from the state ``saved`` by its last call (None: there is none), and returns None when ``should_continue()``
 became false first. The parameters after these five, with types and defaults, are the options of
-``[regret.comparator_options.NAME]``. A file may also offer
+``[regret.comparator_options.NAME]``. Options called ``source`` and ``options`` are by default the kind and the options
+of the run's source, if it has only one. A file may also offer
 
 - ``EXACT = True``: the loss is known exactly. Otherwise it is an estimate, and an upper bound of ``STANDS_FOR`` if it
   was evaluated on every round.
 - ``STANDS_FOR``: what it estimates, "the best fixed meta-parameters" by default.
-- ``check(context, task)``: raises ``ValueError`` if the comparator cannot be computed for such a task.
+- ``check(context, task, **options)``: raises ``ValueError`` if the comparator cannot be computed for such a task.
+- ``EXAMPLE_OPTIONS``: options for the contract tests, where the defaults do not fit tasks with two numbers in x.
 - ``extend(context, regret, request, saved, should_continue)``: the same as ``refresh`` without training: what the last
   refresh found, evaluated on the rounds since. It is called at the end of a run, when there is no time to train; of an
   exact comparator, ``refresh`` is.

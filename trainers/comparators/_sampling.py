@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from online_meta.replay import generator
 from online_meta.types import ReplayBuffer
+from trainers.comparators import ComparatorUnavailable
 
 SEED_OFFSET = 2
 """Keeps the comparators' random numbers apart from the learners', which use the same seed."""
@@ -51,6 +52,20 @@ def list_eligible_rounds(buffer: ReplayBuffer, rounds: range, skipped: Collectio
     kept = kept[np.searchsorted(kept, rounds.start) :]
     eligible: Sequence[int] = kept[np.isin(kept, list(skipped), invert=True)]  # type: ignore[assignment]  # 8 bytes each
     return eligible
+
+
+def list_unread_rounds(buffer: ReplayBuffer, rounds: range, skipped: Collection[int]) -> list[int]:
+    """Return those of ``rounds`` that are not skipped, in ascending order, for comparators that read each round once.
+
+    Raises ``ComparatorUnavailable`` if one of them is gone.
+    """
+    found = [int(round) for round in list_eligible_rounds(buffer, rounds, skipped)]
+    if len(found) < len(rounds) - sum(round in rounds for round in skipped):
+        raise ComparatorUnavailable(
+            f"retention has taken rounds from {rounds.start} on before they were read, so the exact loss is not known "
+            "any more: lower [regret] every_rounds, or let retention keep more"
+        )
+    return found
 
 
 def find_coverage(buffer: ReplayBuffer, rounds: range, skipped: Collection[int]) -> Coverage:

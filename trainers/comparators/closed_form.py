@@ -11,7 +11,7 @@ from online_meta.regret.ledger import Comparator, is_finite_loss
 from online_meta.regret.scoring import score_task
 from online_meta.types import Meta, Params, Task
 from trainers.comparators import ComparatorUnavailable, RefreshRequest, RefreshResult, always_continue
-from trainers.comparators._sampling import list_eligible_rounds
+from trainers.comparators._sampling import list_unread_rounds
 from trainers.settings import RegretSettings
 
 EXACT = True
@@ -38,17 +38,10 @@ def refresh(
         ComparatorUnavailable: if an f_t(U_t(w)) is not quadratic, or a round was discarded before it was read.
     """
     total, first = _restore(context, request, saved)
-    new = range(first, request.rounds)
-    eligible = list_eligible_rounds(context.buffer, new, request.skipped)
-    if len(eligible) < len(new) - sum(round in new for round in request.skipped):
-        raise ComparatorUnavailable(
-            f"retention has taken rounds from {first} on before they were read, so what the best fixed meta-parameters "
-            "would have lost is not known exactly any more: lower [regret] every_rounds, or let retention keep more"
-        )
-    for round in eligible:
+    for round in list_unread_rounds(context.buffer, range(first, request.rounds), request.skipped):
         if not should_continue():
             return None
-        total = total.plus(_find_quadratic(context, int(round), regret.loss_cap))
+        total = total.plus(_find_quadratic(context, round, regret.loss_cap))
     comparator = Comparator("closed_form", request.rounds, minimise(total).value, 0.0)
     state = {"matrix": total.matrix, "slope": total.slope, "offset": total.offset}
     return RefreshResult(comparator, {**state, "rounds": total.offset.new_tensor(request.rounds)})

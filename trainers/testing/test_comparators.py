@@ -11,7 +11,7 @@ from online_meta.learners import MemoryReplayBuffer
 from online_meta.regret.scoring import score_task
 from online_meta.types import Batch, Task
 from trainers.build import build_context
-from trainers.comparators import PROVIDED, RefreshRequest, is_exact
+from trainers.comparators import PROVIDED, RefreshRequest, is_exact, load_comparator
 from trainers.seams import COMPARATORS, list_options
 from trainers.settings import InnerSettings, ModelSettings, RegretSettings, TrainerSettings
 
@@ -40,7 +40,8 @@ def context():
 
 
 def refresh(kind, context, request, saved=None, should_continue=lambda: True):
-    return registry.load(trainers.comparators, kind)(context, QUICK, request, saved, should_continue)
+    options = getattr(load_comparator(kind), "EXAMPLE_OPTIONS", {})
+    return registry.load(trainers.comparators, kind)(context, QUICK, request, saved, should_continue, **options)
 
 
 @every_kind
