@@ -3,12 +3,13 @@
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Normal
+from torch.distributions import Normal, kl_divergence
 from torch.func import functional_call
 from torch.nn import functional as F
 
 import online_meta as om
 from online_meta.batching.padding import pad_task
+from online_meta.functional.keyed import keyed, normal_like
 from online_meta.inner import init_carry, run_inner_loop
 from online_meta.rules.encode import _fold as fold
 from online_meta.testing.compare import assert_close, relative_error
@@ -122,28 +123,55 @@ def test_attention_on_a_support_point_with_identity_keys_returns_its_value():
     assert not torch.equal(look_up(torch.eye(4, dtype=torch.float64), keys, values)[2], values[2])
 
 
-def test_a_conditional_neural_process_is_the_plain_network():
-    """Written as torch's own layers: a deep set of (x, y), and a perceptron of x and the mean (features = 1 number)."""
-    inner, meta, module = make("conditional", inputs=1, targets=1, features=1, depth=2)
+def plain_setting(kind):
+    """Return a small problem of one number of x and y, and the network h written as torch's own layers."""
+    inner, meta, module = make(kind, inputs=1, targets=1, features=1, depth=2)
     random = torch.Generator().manual_seed(1)
-    support, query = task = om.Task(
-        *(om.Batch(*torch.randn(2, n, 1, generator=random, dtype=torch.float64)) for n in (5, 7))
-    )
+    task = om.Task(*(om.Batch(*torch.randn(2, n, 1, generator=random, dtype=torch.float64)) for n in (5, 7)))
     encoder = nn.Sequential(nn.Linear(2, 6), nn.GELU(), nn.Linear(6, 6), nn.GELU()).double()
     layers = {"0": "samples.0", "2": "samples.1"}
     names = {f"{own}.{part}": f"{rule}.{part}" for own, rule in layers.items() for part in ("weight", "bias")}
     leaves = {n: v.clone().requires_grad_() for n, v in join_parts(meta).items()}
-    code = functional_call(
-        encoder, {own: leaves[f"rule/{n}"] for own, n in names.items()}, torch.cat([support.x, support.y], 1)
-    )
-    context = leaves["weights/context"] + leaves["rule/context.mean.weight"] @ code.mean(0)
-    weights = {n: leaves[f"weights/{n}"] for n in meta.weights}
-    mean, raw = functional_call(module, {**weights, "context": context}, query.x).chunk(2, 1)
-    loss = -Normal(mean, 1e-3 + F.softplus(raw, threshold=40.0)).log_prob(query.y).mean()
-    found = om.exact(inner)(meta, task)
+
+    def code(*batches):
+        samples = torch.cat([torch.cat([batch.x, batch.y], 1) for batch in batches])
+        return functional_call(encoder, {own: leaves[f"rule/{n}"] for own, n in names.items()}, samples).mean(0)
+
+    def loss(context):
+        weights = {n: leaves[f"weights/{n}"] for n in meta.weights} | {"context": context}
+        mean, raw = functional_call(module, weights, task.query.x).chunk(2, 1)
+        return -Normal(mean, 1e-3 + F.softplus(raw, threshold=40.0)).log_prob(task.query.y).mean()
+
+    return inner, meta, task, leaves, code, loss
+
+
+def compare(found, loss, leaves):
     torch.testing.assert_close(found.loss, loss.detach(), rtol=1e-12, atol=0)
-    right = dict(zip(leaves, torch.autograd.grad(loss, [*leaves.values()]), strict=True))
-    assert_close(join_parts(found.grads), right, 1e-12)
+    grads = torch.autograd.grad(loss, [*leaves.values()])
+    assert_close(join_parts(found.grads), dict(zip(leaves, grads, strict=True)), 1e-12)
+
+
+def test_a_conditional_neural_process_is_the_plain_network():
+    """A deep set of (x, y), and a perceptron of x and the mean."""
+    inner, meta, task, leaves, code, loss = plain_setting("conditional")
+    context = leaves["weights/context"] + leaves["rule/context.mean.weight"] @ code(task.support)
+    compare(om.exact(inner)(meta, task), loss(context), leaves)
+
+
+def test_the_bound_of_a_neural_process_is_that_of_its_paper():
+    """q(z | D, D') is given both sets, and p is q(z | D)."""
+    inner, meta, task, leaves, code, loss = plain_setting("latent")
+
+    def believe(*batches):
+        r = code(*batches)
+        raw = leaves["rule/context.spread.bias"] + leaves["rule/context.spread.weight"] @ r
+        return Normal(leaves["weights/context"] + leaves["rule/context.mean.weight"] @ r, 0.1 + 0.9 * raw.sigmoid())
+
+    q, p = believe(*task), believe(task.support)
+    with keyed(task.query, 0, "posterior"):
+        z = q.mean + q.stddev * normal_like(q.mean.detach())
+    bound = loss(z) + 0.5 / 7 * kl_divergence(q, p).sum()
+    compare(om.variational(inner, kl_weight=0.5)(meta, task), bound, leaves)
 
 
 @pytest.mark.parametrize(
