@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import online_meta as om
-from trainers.models import conv4, gru, mlp, transformer
+from trainers.models import attentive_decoder, conv4, gru, in_context_transformer, mlp, transformer
 
 
 def images(n, channels=3, size=28, seed=0):
@@ -137,6 +137,19 @@ def test_only_the_context_adapts_in_cavia():
     assert all(grad.any() for grad in grads.values())
 
 
+@pytest.mark.parametrize("make", [attentive_decoder, in_context_transformer])
+def test_what_is_looked_up_for_an_input_does_not_depend_on_other_inputs(make):
+    torch.manual_seed(0)
+    model, x = make(3, 2, width=8), torch.randn(5, 3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    for at in range(5):
+        torch.testing.assert_close(model(x[at : at + 1])[0], model(x)[at])
+    with pytest.raises(ValueError, match=r"width (is )?0"):
+        make(3, 2, width=0)
+
+
 def test_the_gru_equals_torchs_gru():
     torch.manual_seed(0)
     model, reference = gru(3, 2, hidden=5), nn.GRU(3, 5, batch_first=True)
@@ -211,6 +224,8 @@ def test_the_transformer_refuses_invalid_arguments(args, message):
         lambda: conv4(1, 8, 3, filters=4, groups=2),
         lambda: mlp(64, 3, (8,)),
         lambda: mlp(64, 3, (8,), context=2),
+        lambda: attentive_decoder(64, 3, (8,), width=4, context=2),
+        lambda: in_context_transformer(64, 3, features=2, width=8, heads=2, layers=2),
         lambda: nn.Sequential(nn.Flatten(1, 2), transformer(3, 8, features=8, width=8, heads=2)),
         lambda: nn.Sequential(nn.Flatten(1, 2), gru(8, 3, hidden=6, layers=2)),
     ],

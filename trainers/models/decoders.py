@@ -160,7 +160,7 @@ def in_context_transformer(
     Raises:
         ValueError: if a number is below 1, or the heads do not divide the width.
     """
-    if min(features, heads, layers) < 1 or width % heads:
+    if min(features, width, heads, layers) < 1 or width % heads:
         raise ValueError(
             f"features is {features}, width {width}, heads {heads} and layers {layers}: they are 1 or more, and the "
             "number of heads divides the width"
