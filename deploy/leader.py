@@ -13,6 +13,7 @@ from weakref import ref
 import torch
 from pydantic import TypeAdapter
 from safetensors import safe_open
+from torch import Tensor
 
 from deploy.config.config import Config
 from deploy.exits import CONFIG, CommandError
@@ -29,11 +30,12 @@ from streams.segmenting.by_leader import LeaderContext
 from streams.types import Rejected
 from trainers.build import AnsweringLearner, build_answering_learner
 from trainers.checkpoint import MANIFEST, Checkpoint, CheckpointError, list_checkpoints, load_checkpoint
-from trainers.journal.leader_file import DECISIONS
+from trainers.journal.leader_file import DECISIONS, RANGES
 from trainers.journal.run_files import RunFiles
 from trainers.journal.tuning_log import read_decision
 from trainers.learner_settings import POOL, Decision, obey_decisions
 from trainers.loop.task_prefetch import HistoryBuffer
+from trainers.seen_inputs import SEEN, Ranges, decode_ranges, find_outside
 from trainers.settings import TrainerSettings
 
 FOLLOW_SECONDS = 0.2
@@ -46,7 +48,7 @@ class Leader(NamedTuple):
     """What a run has published: the ``state`` of the ``learner`` that answers, after ``round`` learned rounds.
 
     ``leads`` is the name of the learner that leads, whose state a pool publishes, too. ``decisions`` are those of the
-    run's race that hold.
+    run's race that hold, and ``ranges`` those of the inputs of its rounds, {} if they are not known.
     """
 
     state: State
@@ -54,6 +56,7 @@ class Leader(NamedTuple):
     learner: str = MAIN_LEARNER
     leads: str = MAIN_LEARNER
     decisions: tuple[Decision, ...] = ()
+    ranges: Ranges = {}  # noqa: RUF012 - it is never changed
 
     @property
     def meta(self) -> Meta:
@@ -80,7 +83,8 @@ def read_leader(path: Path) -> Leader:
         tensors = copy_aligned({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a mapping
     learner = metadata.get("learner", MAIN_LEARNER)
     decisions = tuple(read_decision(line) for line in json.loads(metadata.get(DECISIONS, "[]")))
-    return Leader(tensors, int(metadata["round"]), learner, metadata.get("leads", learner), decisions)
+    ranges = decode_ranges(metadata.get(RANGES, ""))
+    return Leader(tensors, int(metadata["round"]), learner, metadata.get("leads", learner), decisions, ranges)
 
 
 def find_leader(path: Path, like: Meta) -> Meta | None:
@@ -183,9 +187,11 @@ class Adapter:
 
     def answer(self, support: Batch, query_x: Tensors, format: AnswerFormat = PLAIN) -> tuple[bytes, int]:
         """Return ``encode_predictions`` of what ``predict`` returns, and the leader's rounds; raises as both do."""
-        prediction, round = self.predict(support, query_x)
+        answering, leader = self._read()
         with model_error_context():
-            return encode_predictions(prediction, format), round
+            prediction = answering.answer(leader.state, support, query_x)
+            outside = find_outside(leader.ranges, query_x)
+            return encode_predictions(prediction, format, outside), leader.round
 
 
 def _follow_leader(adapter: "ref[Adapter]") -> None:
@@ -292,8 +298,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CommandError(CONFIG, str(error)) from error
 
 
-def adapt_from_checkpoint(folder: Path, support: Batch, query_x: Tensors) -> Prediction:
+def adapt_from_checkpoint(folder: Path, support: Batch, query_x: Tensors) -> tuple[Prediction, Tensor]:
     """Answer to a support set from a checkpoint, by the function that scores the rounds.
+
+    Returns the prediction, and which rows lie outside of the inputs that the run has seen, (n,).
 
     Args:
         folder: of the checkpoint.
@@ -306,7 +314,7 @@ def adapt_from_checkpoint(folder: Path, support: Batch, query_x: Tensors) -> Pre
     """
     answering, leader = restore_answering_learner(folder)
     try:
-        return answering.answer(leader.state, support, query_x)
+        return answering.answer(leader.state, support, query_x), find_outside(leader.ranges, query_x)
     except Exception as error:  # a user's model may raise anything
         detail = describe_failure(error)
         raise CommandError(CONFIG, f"the model of {folder} does not accept these tensors: {detail}") from error
@@ -329,4 +337,5 @@ def restore_answering_learner(folder: Path) -> tuple[AnsweringLearner, Leader]:
     except ValueError as error:
         raise CommandError(CONFIG, f"the model of {folder} cannot be built here: {error}") from error
     leads = _find_leading(answering).name
-    return answering, Leader(answering.learner.state(), checkpoint.rounds, answering.name, leads)
+    ranges = checkpoint.learners.get(SEEN, {})
+    return answering, Leader(answering.learner.state(), checkpoint.rounds, answering.name, leads, ranges=ranges)

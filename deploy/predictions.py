@@ -47,12 +47,13 @@ class AnswerFormat(NamedTuple):
 PLAIN = AnswerFormat()
 
 
-def encode_predictions(prediction: Prediction, format: AnswerFormat = PLAIN) -> bytes:
+def encode_predictions(prediction: Prediction, format: AnswerFormat = PLAIN, outside: Tensor | None = None) -> bytes:
     """Return a prediction as safetensors bytes.
 
     Args:
         prediction: the prediction.
         format: what to add.
+        outside: which rows lie outside of the inputs that the run has seen, (n,) of bool.
 
     Returns:
         ``predictions`` (n, ...) is the model's output, or for a mixture, the output that says what it says as far as
@@ -61,7 +62,7 @@ def encode_predictions(prediction: Prediction, format: AnswerFormat = PLAIN) -> 
         is a dict, its keys follow the names after a dot. Each of ``format.parts`` has its name: ``mean`` (n, ...) is
         the expected target, ``std`` (n, ...) its standard deviation, ``probabilities`` (n, classes, ...) are those of
         the classes, and ``information`` (n,) is what the label of a row would say; see ``information_of``. With
-        ``levels`` (q,), ``quantiles`` are (q, n, ...).
+        ``levels`` (q,), ``quantiles`` are (q, n, ...). ``outside`` (n,) is there if it is true of a row.
 
     Raises:
         Rejected: with the reason "no_distribution", if the prediction does not have what is asked for.
@@ -78,6 +79,8 @@ def encode_predictions(prediction: Prediction, format: AnswerFormat = PLAIN) -> 
     if format.parts or format.levels:
         dtype = next(iter(output.values())).dtype if isinstance(output, dict) else output.dtype
         tensors |= {name: value.to(dtype, copy=True) for name, value in _describe(prediction, format).items()}
+    if outside is not None and bool(outside.any()):
+        tensors["outside"] = outside
     return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
 
 

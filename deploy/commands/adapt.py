@@ -69,26 +69,34 @@ def command(
         with daemon_client(url, token_file) as client:
             headers = {"Content-Type": "application/vnd.safetensors"}
             params: dict[str, list[str | float]] = {"part": [*parts], "level": [*levels]}
-            answer = client.post("/v1/adapt", params=params, content=save(tensors), headers=headers)
-            encoded = expect_success(answer).content
+            response = client.post("/v1/adapt", params=params, content=save(tensors), headers=headers)
+            encoded = expect_success(response).content
     else:
         assert checkpoint is not None
         examples = wire.gather_batch(tensors, "support")
-        prediction = adapt_from_checkpoint(checkpoint, examples, wire.gather_tensors(tensors, "query_x"))
-        encoded = _encode(prediction, AnswerFormat(False, parts, levels))
+        answer = adapt_from_checkpoint(checkpoint, examples, wire.gather_tensors(tensors, "query_x"))
+        encoded = _encode(*answer, AnswerFormat(False, parts, levels))
     if out is not None:
         out.write_bytes(encoded)
         return
     decoded = decode_predictions(encoded)
+    if "outside" in decoded:
+        _warn_of_outside(decoded["outside"])
     columns = [decoded.get("labels", decoded["predictions"]), *(decoded[part] for part in parts)]
     columns += [*decoded["quantiles"]] if levels else []
     for row in torch.cat([column.reshape(len(column), -1).double() for column in columns], 1).tolist():
         click.echo(" ".join(f"{value:g}" for value in row))
 
 
-def _encode(prediction: Prediction, format: AnswerFormat) -> bytes:
+def _warn_of_outside(outside: torch.Tensor) -> None:
+    """Name the rows that lie outside of what the run has seen, on the standard error."""
+    rows = ", ".join(str(row) for row in outside.nonzero().flatten().tolist())
+    click.echo(f"beyond all inputs that the run has seen, so do not rely on them: rows {rows}", err=True)
+
+
+def _encode(prediction: Prediction, outside: torch.Tensor, format: AnswerFormat) -> bytes:
     try:
-        return encode_predictions(prediction, format)
+        return encode_predictions(prediction, format, outside)
     except Rejected as error:
         raise CommandError(CONFIG, error.detail) from error
 

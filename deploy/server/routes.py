@@ -130,7 +130,8 @@ async def adapt(
     `probabilities` are those of the classes, and `information` says in nats how much the label of a row would tell
     which of several outputs is right. With `level`, `quantiles` has the values below which the target lies with these
     probabilities, first by level, then by row, and `levels` repeats them. If the run's loss says no distribution, the
-    answer is 422 with the reason `no_distribution`.
+    answer is 422 with the reason `no_distribution`. If query rows have an entry beyond all that the run has seen,
+    `outside` says which: an answer there is a guess.
 
     The header `X-Online-Meta-Round` is the number of rounds that the
     meta-parameters have learned. The request is not stored and changes nothing. If the model raises an exception, the

@@ -100,7 +100,7 @@ def test_a_model_with_two_inputs_is_served_restarted_and_replayed(cli: Cli, tmp_
         assert daemon.drain() == 0
         assert "Traceback" not in daemon.log.read_text()
     support, query_x = wire.decode_support(encode(asked), SPEC, Limits())
-    expected = adapt_from_checkpoint(tmp_path / f"run/checkpoints/{ROUNDS}", support, query_x)
+    expected, _ = adapt_from_checkpoint(tmp_path / f"run/checkpoints/{ROUNDS}", support, query_x)
     assert served["predictions"].shape == (4, 3)
     assert torch.equal(served["predictions"], load(encode_predictions(expected))["predictions"])
     assert verify(tmp_path / "run/history").clean

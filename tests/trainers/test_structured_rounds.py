@@ -175,7 +175,7 @@ def test_named_targets_are_scored_by_a_loss_of_ones_own(tmp_path: Path) -> None:
     assert first["accuracy"] is None
     mixture = mix([point(outcome_of(found), one) for one in (output, double(output))], torch.tensor([0.5, 0.5]).log())
     torch.testing.assert_close(load(encode_predictions(mixture))["predictions.box"], 1.5 * output["box"])
-    prediction = adapt_from_checkpoint(tmp_path / "run/checkpoints/3", tasks[3].support, tasks[3].query.x)
+    prediction, _ = adapt_from_checkpoint(tmp_path / "run/checkpoints/3", tasks[3].support, tasks[3].query.x)
     answer = load(encode_predictions(prediction))
     support, query = tmp_path / "support", tmp_path / "query"
     support.write_bytes(save(wire.name_fields("support", tasks[3].support)))

@@ -19,6 +19,7 @@ from trainers.journal.round_records import find_difference
 from trainers.journal.run_files import RunFiles
 from trainers.journal.tuning_log import TuningLog, find_won
 from trainers.learner_settings import find_player, list_learners
+from trainers.seen_inputs import SeenInputs, encode_ranges
 from trainers.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
@@ -181,7 +182,13 @@ def should_commit(journal: RunJournal) -> bool:
 
 
 def publish_leader(
-    journal: RunJournal, learner: str, leads: str, state: Callable[[], State], rounds: int, idle_updates: int = 0
+    journal: RunJournal,
+    learner: str,
+    leads: str,
+    state: Callable[[], State],
+    rounds: int,
+    idle_updates: int = 0,
+    seen: SeenInputs | None = None,
 ) -> None:
     """Write what the run answers from to the file that other processes read, if it is newer than the published one.
 
@@ -192,11 +199,14 @@ def publish_leader(
         state: returns its state.
         rounds: number of rounds that it has learned.
         idle_updates: number of its updates on past rounds since.
+        seen: the ranges of the inputs of its rounds.
     """
     if (rounds, idle_updates) > journal.published[:2]:
         commit_rounds(journal)
         decisions = journal.tuning.obeyed if journal.tuning else ()
-        data = encode_leader(state(), rounds, idle_updates, learner, leads, decisions)
+        data = encode_leader(
+            state(), rounds, idle_updates, learner, leads, decisions, encode_ranges(seen) if seen else ""
+        )
         replace_file(journal.files.leader, data, durable=True)
         journal.published = Published(rounds, idle_updates, time.monotonic())
 

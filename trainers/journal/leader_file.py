@@ -16,6 +16,9 @@ from trainers.learner_settings import Decision
 DECISIONS = "decisions"
 """The key of the metadata with the decisions of a race."""
 
+RANGES = "inputs"
+"""The key of the metadata with the ranges of the inputs of all rounds."""
+
 
 class Published(NamedTuple):
     """The published leader.
@@ -57,6 +60,7 @@ def encode_leader(
     learner: str = MAIN_LEARNER,
     leads: str | None = None,
     decisions: Sequence[Decision] = (),
+    ranges: str = "",
 ) -> bytes:
     """Return the state of a learner as the bytes of a safetensors file.
 
@@ -71,10 +75,13 @@ def encode_leader(
         learner: its name.
         leads: the name of the learner that leads; None if it is ``learner``.
         decisions: those of the run's race that hold; the metadata contain them as JSON, if there are any.
+        ranges: of the inputs of its rounds, from ``encode_ranges``; the metadata contain them, unless they are "".
     """
     plain = {name: copy_to_cpu(value).contiguous() for name, value in state.items()}  # They may share memory.
     metadata = {"round": str(rounds), "learner": learner} | ({"updates": str(idle_updates)} if idle_updates else {})
     metadata |= {"leads": leads} if leads not in (None, learner) else {}
     if decisions:
         metadata[DECISIONS] = json.dumps([decision._asdict() for decision in decisions])
+    if ranges:
+        metadata[RANGES] = ranges
     return save(plain, metadata=metadata)

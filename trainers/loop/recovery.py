@@ -33,6 +33,7 @@ from trainers.journal.tuning_log import describe_decision, find_won, read_decisi
 from trainers.learner_settings import Decision, obey_decisions
 from trainers.loop.async_checkpoint import Snapshot, complete_checkpoint, make_shard_filter, write_own_shard
 from trainers.loop.run import Run, close_run
+from trainers.seen_inputs import SEEN
 from trainers.settings import TrainerSettings
 from trainers.settings_fingerprint import adopt_recorded_settings, check_same_settings
 
@@ -149,6 +150,8 @@ def start_checkpoint(run: Run) -> None:
     )
     keep = make_shard_filter(rank_group) if rank_group.world > 1 else None
     learners = {name: learner.save(keep) for name, learner in run.learners.items()}
+    if run.journal and run.seen.ranges is not None:
+        learners[SEEN] = run.seen.save()
     snapshot = Snapshot(rounds, learners, time.monotonic() - start_time)
     if run.journal:
         run.checkpoint_task.start(

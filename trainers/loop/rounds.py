@@ -56,6 +56,7 @@ from trainers.loop.recovery import (
 from trainers.loop.run import Run
 from trainers.loop.score_and_learn import learn_tasks, score_tasks
 from trainers.loop.task_prefetch import HistoryBuffer
+from trainers.seen_inputs import SEEN, SeenInputs
 from trainers.settings import TrainerSettings
 from trainers.settings_fingerprint import fingerprint
 
@@ -148,6 +149,9 @@ def open_run(
     context = build_context(settings, buffer, files.programs, kind, rank_stats, timed_group.gather, failures)
     learners = build_learners(settings, context, partial(build_engine, kind=kind, rank_stats=rank_stats))
     restore(restored, learners, rank_group)
+    seen = SeenInputs()
+    if rounds:
+        seen.load(restored.checkpoint.learners.get(SEEN) if restored.checkpoint else None)
     journal = open_journal(settings, files, rounds, fingerprint(restored.begun)) if rank_group.is_coordinator else None
     if journal and count_deaths:
         note_process_start(journal, rounds)
@@ -168,6 +172,7 @@ def open_run(
         journal=journal,
         heartbeat=heartbeat or HeartbeatWriter(None),
         failures=failures,
+        seen=seen,
         reopen=reopen,
         round=rounds,
         last_checkpoint=rounds,
@@ -383,6 +388,8 @@ def _record_update(
         spent,
         run.pool.figures if run.pool else (),
     )
+    for task in tasks:
+        run.seen.add(task)
     for line in lines:
         record_round(journal, {**line, **read_stored_answer(history, line["id"])})
 
@@ -474,5 +481,5 @@ def _publish(run: Run) -> None:
     if run.journal:
         answering = run.answering
         publish_leader(
-            run.journal, answering.name, run.leader_name, answering.learner.state, run.round, run.idle_updates
+            run.journal, answering.name, run.leader_name, answering.learner.state, run.round, run.idle_updates, run.seen
         )

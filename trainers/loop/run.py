@@ -20,6 +20,7 @@ from trainers.learner_settings import POOL, has_pool
 from trainers.loop.async_checkpoint import BackgroundTask
 from trainers.loop.batching_plan import PlanSelector
 from trainers.loop.task_prefetch import HistoryBuffer
+from trainers.seen_inputs import SeenInputs
 from trainers.settings import TrainerSettings
 
 
@@ -50,6 +51,8 @@ class Run:
     last_checkpoint: int = 0
     won: str | None = None
     """The name that the leading learner had before it won the race between settings; None if there was none."""
+    seen: SeenInputs = field(default_factory=SeenInputs)
+    """The ranges of the inputs of all rounds."""
     excluded: int = 0
     """Number of quarantined rounds that the buffer leaves out."""
     idle_steps: list[StepReport] = field(default_factory=list)
