@@ -70,6 +70,20 @@ class Leader(NamedTuple):
         return Leader(select_state(self.state, self.leads), self.round, self.leads, self.leads)
 
 
+class Answer(NamedTuple):
+    """The answer to a support set.
+
+    Attributes:
+        prediction: of the query rows.
+        round: the number of rounds that the leader has learned.
+        outside: which query rows lie outside of the inputs that the run has seen, (n,) of bool.
+    """
+
+    prediction: Prediction
+    round: int
+    outside: Tensor
+
+
 def read_leader(path: Path) -> Leader:
     """Read what the trainer publishes from its file.
 
@@ -167,15 +181,12 @@ class Adapter:
                 self._cached = (stamp, newest, self.answering)
             return self._cached[1]
 
-    def predict(self, support: Batch, query_x: Tensors) -> tuple[Prediction, int]:
+    def predict(self, support: Batch, query_x: Tensors) -> Answer:
         """Answer to a support set from what is published, by the function that scores the rounds.
 
         Args:
             support: x (n, ...) and y (n, ...).
             query_x: inputs to predict, (m, ...).
-
-        Returns:
-            The prediction, and the number of rounds that the leader has learned.
 
         Raises:
             FileNotFoundError: if no leader has been published.
@@ -183,15 +194,14 @@ class Adapter:
         """
         answering, leader = self._read()
         with model_error_context():
-            return answering.answer(leader.state, support, query_x), leader.round
+            prediction = answering.answer(leader.state, support, query_x)
+            return Answer(prediction, leader.round, find_outside(leader.ranges, query_x))
 
     def answer(self, support: Batch, query_x: Tensors, format: AnswerFormat = PLAIN) -> tuple[bytes, int]:
         """Return ``encode_predictions`` of what ``predict`` returns, and the leader's rounds; raises as both do."""
-        answering, leader = self._read()
+        prediction, round, outside = self.predict(support, query_x)
         with model_error_context():
-            prediction = answering.answer(leader.state, support, query_x)
-            outside = find_outside(leader.ranges, query_x)
-            return encode_predictions(prediction, format, outside), leader.round
+            return encode_predictions(prediction, format, outside), round
 
 
 def _follow_leader(adapter: "ref[Adapter]") -> None:

@@ -117,7 +117,9 @@ async def predict(request: Request, key: Key) -> Response:
     The support set are the newest known rows, at most `past_rows` of `[[source]] kind = "http"`; `rows` says how many.
     The answer has the `mean` of each target, or of classes the `probabilities` and the `labels`. Where the outcome has
     a distribution function, `interval` has the bounds `low` and `high` between which a target lies with a probability
-    of `level`. Nothing is stored, unless the body has `"keep": true`: the prediction is then kept until its labels are
+    of `level`. `outside` is true of rows beyond all that the run has seen, if there are any.
+
+    Nothing is stored, unless the body has `"keep": true`: the prediction is then kept until its labels are
     sent to `observe` with the id `prediction`.
     """
     state: DaemonState = request.app.state.daemon
@@ -136,9 +138,11 @@ async def predict(request: Request, key: Key) -> Response:
             detail = "no row of the entity is known: observe some, or keep a prediction of two rows or more, so that "
             raise Rejected("empty_support", detail + "part of them can be the support set of their task")
         example = select_samples(decoded.batch, slice(0, 0)) if known is None else known
-        prediction, round = state.adapter.predict(example, decoded.x)
+        prediction, round, outside = state.adapter.predict(example, decoded.x)
         count = 0 if known is None else count_samples(known)
         found = {"entity": key, "rows": count, "round": round, **prediction_to_json(prediction, decoded.table)}
+        if bool(outside.any()):
+            found["outside"] = outside.tolist()
         if keep:
             assert source is not None
             found["prediction"] = _keep(state, source, key, (known, decoded, prediction, round))

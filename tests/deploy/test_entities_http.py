@@ -99,6 +99,9 @@ def test_observed_rows_are_known_at_once_and_become_tasks(daemon: Daemon) -> Non
     predicted = post(daemon, "store%201/predict", [{"x": x} for x in query]).json()
     assert predicted["rows"] == 5
     assert predicted["mean"] == pytest.approx(torch.tensor(adapted(daemon, first, query)), abs=1e-6)
+    assert "outside" not in predicted
+    far = post(daemon, "store%201/predict", [{"x": [0.0]}, {"x": [1e6]}]).json()
+    assert far["outside"] == [False, True]
     assert "interval" not in predicted, "a squared error is no distribution"
     task = post(daemon, "store%201/observe", second).json()["task"]
     assert find_entity(task["id"]) == "store 1"

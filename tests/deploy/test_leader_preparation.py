@@ -54,7 +54,7 @@ def test_a_request_waits_for_no_fit_but_the_first(tmp_path: Path) -> None:
         publish(path, state, rounds)
         until(lambda rounds=rounds: adapter.leader().round == rounds)
         assert [fit[3] for fit in FITS] == ["follow-leader"]
-        found, answered = adapter.predict(TASK.support, TASK.query.x)
+        found, answered, _ = adapter.predict(TASK.support, TASK.query.x)
         assert answered == rounds
         assert [fit[3] for fit in FITS] == ["follow-leader"], "the request fits nothing"
         right = build_answering_learner(settings, []).answer(state, TASK.support, TASK.query.x)  # type: ignore[arg-type]
