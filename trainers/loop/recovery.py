@@ -33,7 +33,7 @@ from trainers.journal.tuning_log import describe_decision, find_won, read_decisi
 from trainers.learner_settings import Decision, obey_decisions
 from trainers.loop.async_checkpoint import Snapshot, complete_checkpoint, make_shard_filter, write_own_shard
 from trainers.loop.run import Run, close_run
-from trainers.seen_inputs import SEEN
+from trainers.seen_inputs import SEEN, SeenInputs
 from trainers.settings import TrainerSettings
 from trainers.settings_fingerprint import adopt_recorded_settings, check_same_settings
 
@@ -107,6 +107,14 @@ def restore(restored: Restored, learners: dict[str, Learner], rank_group: RankGr
         if won and saved is not None and isinstance(learner, Pool):
             saved = swap_experts(saved, leader, won)
         learner.load(_broadcast_saved(rank_group, saved), rounds)
+
+
+def restore_seen(restored: Restored) -> SeenInputs:
+    """Return the ranges of the inputs in a checkpoint, from which a run continues."""
+    seen = SeenInputs()
+    if restored.rounds:
+        seen.load(restored.checkpoint.learners.get(SEEN) if restored.checkpoint else None)
+    return seen
 
 
 def adopt_decision(run: Run, stop: Event) -> None:

@@ -47,6 +47,7 @@ from trainers.loop.recovery import (
     plan_rollback,
     quarantine_failures,
     restore,
+    restore_seen,
     retry_interrupted,
     rollback,
     skip_round,
@@ -56,7 +57,6 @@ from trainers.loop.recovery import (
 from trainers.loop.run import Run
 from trainers.loop.score_and_learn import learn_tasks, score_tasks
 from trainers.loop.task_prefetch import HistoryBuffer
-from trainers.seen_inputs import SEEN, SeenInputs
 from trainers.settings import TrainerSettings
 from trainers.settings_fingerprint import fingerprint
 
@@ -149,9 +149,6 @@ def open_run(
     context = build_context(settings, buffer, files.programs, kind, rank_stats, timed_group.gather, failures)
     learners = build_learners(settings, context, partial(build_engine, kind=kind, rank_stats=rank_stats))
     restore(restored, learners, rank_group)
-    seen = SeenInputs()
-    if rounds:
-        seen.load(restored.checkpoint.learners.get(SEEN) if restored.checkpoint else None)
     journal = open_journal(settings, files, rounds, fingerprint(restored.begun)) if rank_group.is_coordinator else None
     if journal and count_deaths:
         note_process_start(journal, rounds)
@@ -172,7 +169,7 @@ def open_run(
         journal=journal,
         heartbeat=heartbeat or HeartbeatWriter(None),
         failures=failures,
-        seen=seen,
+        seen=restore_seen(restored),
         reopen=reopen,
         round=rounds,
         last_checkpoint=rounds,
