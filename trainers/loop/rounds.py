@@ -141,10 +141,9 @@ def open_run(
     configure_torch(settings.engine.threads)
     reopen = partial(open_run, settings, files, history, measure_after, rank_group, heartbeat)
     kind, rank_group = settings.engine.kind if rank_group else LOCAL, rank_group or SINGLE_PROCESS
-    restored, rank_stats = find_restart(settings, files, rank_group), RankStats()
-    settings, rounds = restored.settings, restored.rounds
+    restored, rank_stats, failures = find_restart(settings, files, rank_group), RankStats(), TaskFailures()
+    settings, rounds, device = restored.settings, restored.rounds, torch.device(restored.settings.engine.device)
     timed_group = measure_collectives(rank_group, rank_stats)  # The start of the ranks does not count as waiting.
-    device, failures = torch.device(settings.engine.device), TaskFailures()
     buffer = HistoryBuffer(history, device, timed_group, None if history is None else files.own)
     context = build_context(settings, buffer, files.programs, kind, rank_stats, timed_group.gather, failures)
     learners = build_learners(settings, context, partial(build_engine, kind=kind, rank_stats=rank_stats))
