@@ -9,7 +9,6 @@ import online_meta as om
 from online_meta.answers import believe_by_inner_loop
 from online_meta.testing.learned_rules import draws_by_key
 from tests.numerics.problems import problem
-from tests.numerics.test_keyed import bayes_by_gradient
 
 
 def setting(rule, **fields):
@@ -28,7 +27,9 @@ def test_fewer_samples_are_the_first_of_more():
 
 def test_samples_of_a_gaussian_view_have_its_mean_and_deviation():
     """The model is called with m + exp(log_std) eps; without steps, m are the weights and the deviation is exp(-2)."""
-    inner, meta, support = setting(bayes_by_gradient(), posterior=om.posteriors.samples(), samples=400)
+    inner, meta, support = setting(
+        om.rules.bayes_by_gradient(log_std=-2.0), posterior=om.posteriors.samples(), samples=400
+    )
     (belief,) = inner.believe(meta, support, (0,))
     noise = torch.cat([((value - meta.weights[n]) / torch.e**-2).flatten(1) for n, value in belief.params.items()], 1)
     assert abs(float(noise.mean())) < 4 / noise.numel() ** 0.5

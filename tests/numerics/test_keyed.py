@@ -17,10 +17,14 @@ from online_meta.functional.randomness import checksum
 from online_meta.inner import query_loss, run_inner_loop, see_support
 from online_meta.testing.compare import relative_error
 from online_meta.testing.learned_rules import draws_by_key
-from online_meta.types import Carry, InnerRule
 from tests.numerics.problems import problem, regression_task
 from tests.numerics.reference_loop import check_slope, join_parts
 
+RULES = {
+    "bayes_by_gradient": lambda: om.rules.bayes_by_gradient(log_std=-2.0),
+    "platipus": om.rules.platipus,
+    "draws_by_key": draws_by_key,
+}
 SIZES = [1, 5, 16, 1761]
 """Sizes at which torch's vectorised loops have a tail, and sizes at which they have none."""
 
@@ -213,27 +217,6 @@ def test_a_recomputation_in_the_backward_pass_draws_the_same_numbers():
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def bayes_by_gradient(lr=0.05):
-    """Return descent on the means and log-deviations of the weights; the model is called with a draw (S3 and S1)."""
-
-    def start(rule, phi, support):
-        return Carry({**phi, **{f"{name}.log_std": rule[name] + torch.zeros_like(w) for name, w in phi.items()}}, {})
-
-    def view(rule, weights):
-        means = {name: value for name, value in weights.items() if not name.endswith(".log_std")}
-        spread = {n: weights[f"{n}.log_std"] for n in means if f"{n}.log_std" in weights}
-        noise = normal_like_all({name: means[name] for name in spread}) if spread else {}
-        return {n: m + spread[n].exp() * noise[n] if n in spread else m for n, m in means.items()}
-
-    return InnerRule(
-        init=lambda weights: {name: torch.full_like(weight, -2.0) for name, weight in weights.items()},
-        start=start,
-        update=lambda rule, carry, seen, step: Carry({n: p - lr * seen.grads[n] for n, p in carry.phi.items()}, {}),
-        view=view,
-        random="keyed",
-    )
-
-
 def objective_of(inner):
     """Return the query loss as ``exact`` differentiates it, for ``check_slope``: the adapted loss draws otherwise."""
 
@@ -249,7 +232,7 @@ def objective_of(inner):
     return Adapting
 
 
-@pytest.mark.parametrize("make", [bayes_by_gradient, draws_by_key, om.rules.platipus])
+@pytest.mark.parametrize("make", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("name", ["mlp_tanh", "conv_group_norm"])
 def test_the_meta_gradient_of_a_stochastic_rule_is_the_slope(make, name):
     given = problem(name)
@@ -261,7 +244,7 @@ def test_the_meta_gradient_of_a_stochastic_rule_is_the_slope(make, name):
 
 
 @pytest.mark.parametrize("batching", ["vmap", "traced"])
-@pytest.mark.parametrize("make", [bayes_by_gradient, draws_by_key, om.rules.platipus])
+@pytest.mark.parametrize("make", RULES.values(), ids=RULES)
 def test_stochastic_rules_run_under_vmap_and_as_programs(make, batching):
     given = problem("mlp_tanh")
     inner = om.Inner(om.model_loss(given.module, given.loss), make(), 2)

@@ -12,6 +12,7 @@ ATTENTIVE = {
 DRAWN = {"posterior": "samples", "samples": 3}
 VARIATIONAL = {"gradient": "variational", "options": {"kl_weight": 0.1}}
 RUNS = {
+    "ABML": {"inner": {"rule": "bayes_by_gradient", **DRAWN}},
     "PLATIPUS": {"inner": {"rule": "platipus", "steps": 2, **DRAWN}, "meta": VARIATIONAL},
     "conditional neural process": {
         "model": CONTEXT,
