@@ -12,6 +12,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     # Several learners: each kind that leads, and a replay of a daemon's run.
     "test_any_learner_that_leads_rolls_back_and_halves_its_rate": ("moml",),
     "test_a_replay_and_a_restart_keep_the_learners": NONE,
+    "test_a_run_of_beliefs_continues_with_the_same_bits": ("attentive neural process",),
     # A race between settings.
     "test_a_kill_in_a_race_changes_no_decision_and_no_bit": ("56",),
     "test_a_kill_before_a_decision_takes_effect_changes_nothing": NONE,
@@ -211,6 +212,8 @@ SLOW_PREFIXES: dict[str, tuple[str, ...]] = {
         "seam_loss-",
         "seam_loss_alone-",
         "seam_keyed-",
+        "encode-",
+        "platipus-",
         "logistic_head-",
         "nearest_centroid-",
     ),
@@ -218,7 +221,14 @@ SLOW_PREFIXES: dict[str, tuple[str, ...]] = {
     "test_meta_gradients_through_a_head_run_as_programs": ("compiled-", "traced-logistic_head"),
     "test_an_answer_with_another_head_changes_no_other_answer": ("draws-",),
     "test_a_cut_is_the_gradient_of_a_loop_that_detaches": ("momentum-", "proximal-", "reads_the_support-"),
-    "test_stochastic_rules_run_under_vmap_and_as_programs": ("bayes_by_gradient-traced", "draws_by_key-traced"),
+    "test_stochastic_rules_run_under_vmap_and_as_programs": (
+        "bayes_by_gradient-traced",
+        "draws_by_key-traced",
+        "platipus",
+    ),
+    "test_tasks_are_computed_together": ("attentive and latent-traced", "conditional", "latent"),
+    "test_an_algorithm_of_the_table_passes_the_check": ("ABML", "neural process", "transformer neural"),
+    "test_the_bound_of_platipus_is_that_of_its_algorithm": ("conv_group_norm-1", "mlp_tanh-1"),
 }
 """Tests of which the cases that begin so are slow."""
 

@@ -42,7 +42,7 @@ ROUNDS = 3
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_continues_with_the_same_bits(tmp_path, history, name):
+def test_a_run_of_beliefs_continues_with_the_same_bits(tmp_path, history, name):
     settings = changed(SETTINGS, **RUNS[name])
     settings = changed(settings, regret={"baselines": ()}, checkpoint={"every_rounds": 2}, engine=LOOP)
     right = play(tmp_path / "whole", history, ROUNDS, settings)
