@@ -35,8 +35,11 @@ def without_samples(task):
     return task._replace(support=empty_like(task.support))
 
 
+every_support = pytest.mark.parametrize("change", [lambda task: task, without_samples], ids=["samples", "no samples"])
+
+
 @pytest.mark.parametrize("t", range(4))
-@pytest.mark.parametrize("change", [lambda task: task, without_samples])
+@every_support
 def test_a_linear_answer_is_that_of_the_posterior_of_the_coefficients(t, change):
     """The posterior is N(m', S') with S'^-1 = S^-1 + A^T A / s^2 and m' = S' (S^-1 m + A^T y / s^2)."""
     task = change(linear_gaussian.make_task(LINEAR, 5, t))
@@ -72,7 +75,7 @@ def correlation(kernel, r, settings):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("change", [lambda task: task, without_samples])
+@every_support
 def test_an_answer_of_a_gaussian_process_is_the_ratio_of_joint_densities(kernel, change):
     settings = replace(GP, kernel=kernel, amplitude=1.7, noise=0.2, period=1.3, length_scale=0.8, query=4)
     predict = gp_regression.oracle(settings)
