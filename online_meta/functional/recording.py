@@ -186,18 +186,19 @@ def _simplify(graph: Graph) -> None:
 
 def _find_same(node: Node, ones: dict[Any, Node]) -> Node | None:
     """Return a node before this one that has the same result, or a new one that finds it sooner; None if not known."""
-    aten, inner = torch.ops.aten, node.args[0] if node.args else None
+    aten = torch.ops.aten
+    inner: Any = node.args[0] if node.args else None
     if node.target is aten.cat.default:
         return _find_whole(node)
+    if node.target is aten.stack.default and len(inner) == 1:  # The static interpreter writes beyond a strided one.
+        with node.graph.inserting_before(node):
+            return node.graph.call_function(aten.unsqueeze_copy.default, (inner[0], *(node.args[1:] or (0,))))
     if not isinstance(inner, Node):
         return None
-    if node.target is aten.t.default and inner.target is aten.t.default:
+    undone = node.target is aten.select.int and inner.target is aten.unsqueeze.default
+    if undone and node.args[1:] == (inner.args[1], 0):
         return inner.args[0]  # type: ignore[return-value]  # a node
-    if (
-        node.target is aten.select.int
-        and inner.target is aten.unsqueeze.default
-        and node.args[1:] == (inner.args[1], 0)
-    ):
+    if node.target is aten.t.default and inner.target is aten.t.default:
         return inner.args[0]  # type: ignore[return-value]  # a node
     if node.target is aten.ones_like.default and LAYOUT in node.meta:
         return ones.setdefault((str(node.meta[LAYOUT]), str(node.kwargs)), node)

@@ -35,7 +35,7 @@ def test_recorded_answers_have_the_bits_of_answers(name: str, monkeypatch: pytes
 
 def test_an_inner_loop_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "RECORD_AFTER_CALLS", 2)
-    monkeypatch.setattr(recording, "SLOW_OPERATION_SECONDS", math.inf)
+    monkeypatch.setattr(recording, "SLOW_OPERATION", math.inf)
     learner = make("ftml")
     assert isinstance(learner, FollowTheMetaLeader)
     called = []

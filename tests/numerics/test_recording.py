@@ -1,6 +1,8 @@
 """A recorded function returns the function's own bits, and is not used where it does not."""
 
 import math
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -306,3 +308,19 @@ def test_an_interpreter_with_other_results_is_not_used(monkeypatch: pytest.Monke
     for seed in range(20):
         assert bits(recorder(*example(seed))) == bits(descend(*example(seed)))
     assert counted.calls == SKIPPED + 1, "it is recorded"
+
+
+def test_a_stack_of_one_part_of_a_tensor_is_recorded_without_writing_beyond_it() -> None:
+    """The interpreter that keeps memory stacks a single strided tensor into too little of it, which ends a process."""
+    code = """
+import torch
+from online_meta.functional import recording
+recording.SLOW_OPERATION = float("inf")
+function = lambda x: torch.stack([x.chunk(2, -1)[0]]).exp()
+recorder, random = recording.Recorder(function, record_after=2, slow=float("inf")), torch.Generator().manual_seed(0)
+for _ in range(50):
+    x = torch.randn(20, 2, generator=random)
+    assert torch.equal(recorder(x), function(x))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
