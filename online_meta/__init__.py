@@ -9,9 +9,11 @@ from online_meta.functional.model import accuracy_of, model_loss, model_output
 from online_meta.inner import Inner
 from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.meta_optimizer import MetaOptimizer
+from online_meta.metagrads.chaser import chaser
 from online_meta.metagrads.exact import exact
 from online_meta.metagrads.first_order import first_order
 from online_meta.metagrads.implicit import implicit
+from online_meta.metagrads.laplace import laplace
 from online_meta.metagrads.reptile import reptile
 from online_meta.metagrads.supervised import supervised
 from online_meta.metagrads.variational import variational
@@ -38,9 +40,11 @@ __all__ = [
     "Score",
     "Task",
     "accuracy_of",
+    "chaser",
     "exact",
     "first_order",
     "implicit",
+    "laplace",
     "model_loss",
     "model_output",
     "over_tasks",

@@ -32,6 +32,11 @@ def count_samples(batch: Batch) -> int:
     return len(first_tensor(batch.x))
 
 
+def sum_weights(batch: Batch) -> Tensor | float:
+    """Return the sum of the samples' weights; n if all count alike."""
+    return count_samples(batch) if batch.weight is None else batch.weight.sum()
+
+
 def first_tensor(tensors: Tensors) -> Tensor:
     """Return the tensor, or the first one of a dict."""
     return tensors if isinstance(tensors, Tensor) else next(iter(tensors.values()))

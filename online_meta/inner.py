@@ -1,24 +1,28 @@
 """The inner loop: adapt meta-parameters to one task."""
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import reduce
 from itertools import pairwise
+from operator import add
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from online_meta import registry, rules
-from online_meta.batches import count_samples
+from online_meta.batches import count_samples, first_tensor, map_tensors, sum_weights
 from online_meta.functional.autodiff import outside_inference_mode, value_and_gradient
 from online_meta.functional.double_backward import math_attention
 from online_meta.functional.features import solve_head
-from online_meta.functional.keyed import Role, keyed, normal_like_all
+from online_meta.functional.keyed import Role, draw_alike, keyed
 from online_meta.functional.randomness import INIT_STEP, seeded
 from online_meta.functional.stateless import select_learned
-from online_meta.types import Batch, Belief, Carry, HeadSolver, InnerRule, LossFn, Meta, Params, Seen
+from online_meta.prediction import loss_of
+from online_meta.types import Batch, Belief, Carry, Component, HeadSolver, InnerRule, LossFn, Meta, Params, Seen
 
 Posterior = Callable[["Inner", Meta, Batch, int, Sequence[int]], tuple[Belief, ...]]
 """(inner, meta, support, samples, stops) -> what is believed after each number of inner steps in ``stops``.
@@ -33,13 +37,18 @@ def believe_in_point(
     """Return the belief in the end of the inner loop alone, for each stop: the posterior ``point``."""
     if samples != 1:
         raise ValueError(f'samples is {samples}: posterior = "point" has 1 sample; use "samples" for more')
-    found = []
-    for carry in run_trajectory(inner, meta, support, stops):
-        params = view_adapted(inner, meta, carry.phi, support)
-        some = next(iter(params.values()))
-        weight = some.new_zeros(1, dtype=torch.promote_types(some.dtype.to_real(), torch.float32))
-        found.append(Belief({name: value[None] for name, value in params.items()}, weight))
-    return tuple(found)
+    return tuple(
+        weigh_equally([view_adapted(inner, meta, carry.phi, support)])
+        for carry in run_trajectory(inner, meta, support, stops)
+    )
+
+
+def weigh_equally(samples: Sequence[Params]) -> Belief:
+    """Return the belief in several sets of parameters, each of which is as likely."""
+    params = map_tensors(lambda *each: torch.stack(each) if len(each) > 1 else each[0][None], *samples)
+    some = next(iter(params.values()))
+    dtype = torch.promote_types(some.dtype.to_real(), torch.float32)
+    return Belief(params, torch.log_softmax(some.new_zeros(len(samples), dtype=dtype), 0))
 
 
 class AnswerRule(NamedTuple):
@@ -195,6 +204,13 @@ def effective_params(inner: Inner, meta: Meta, phi: Params) -> Params:
     return inner.rule.view(meta.rule, {**meta.weights, **phi})
 
 
+def effective_particles(inner: Inner, meta: Meta, phi: Params) -> Sequence[Params]:
+    """Return the parameters of every model that adapts: one, or as many as the rule has particles."""
+    if inner.rule.particles is None:
+        return [effective_params(inner, meta, phi)]
+    return inner.rule.particles(meta.rule, {**meta.weights, **phi})
+
+
 def view_adapted(inner: Inner, meta: Meta, phi: Params, support: Batch) -> Params:
     """Return the parameters that the model is called with after adapting to ``support``; a random view draws once."""
     with drawing(inner, support, INIT_STEP, "posterior"):
@@ -210,8 +226,7 @@ def choose_start(inner: Inner, meta: Meta, support: Batch) -> Params:
     """
     fast = fast_weights(inner, meta.weights)
     if inner.begin == "fresh" and fast:
-        noise = normal_like_all(fast)
-        fast = {name: _make_fresh(value.detach(), noise[name]) for name, value in fast.items()}
+        fast = draw_alike({name: value.detach() for name, value in fast.items()})
     if inner.rule.head is None:
         return fast
     head = solve_head(inner.loss, inner.rule.head, meta.rule, effective_params(inner, meta, fast), support)
@@ -221,10 +236,6 @@ def choose_start(inner: Inner, meta: Meta, support: Batch) -> Params:
             "match it, as ['*'] does"
         )
     return {**fast, **head}
-
-
-def _make_fresh(like: Tensor, noise: Tensor) -> Tensor:
-    return torch.where(like.max() > like.min(), like.mean() + like.std(correction=0) * noise, like)
 
 
 def init_carry(inner: Inner, meta: Meta, support: Batch) -> Carry:
@@ -248,20 +259,22 @@ def see_support(inner: Inner, meta: Meta, phi: Params, support: Batch, k: int) -
 
     Both can be differentiated again.
     """
+    size = sum_weights(support)
     if inner.rule.sees == "loss":
-        return Seen(support_loss(inner, meta, phi, support, k), {})
-
-    def objective(phi: Params) -> Tensor:
-        return inner.loss(effective_params(inner, meta, phi), support)
-
+        return Seen(support_loss(inner, meta, phi, support, k), {}, size)
     with drawing(inner, support, k + 1, "step"):
-        return Seen(*value_and_gradient(objective, phi))
+        return Seen(*value_and_gradient(lambda phi: _add_losses(inner, meta, phi, support), phi), size)
 
 
 def support_loss(inner: Inner, meta: Meta, phi: Params, support: Batch, k: int) -> Tensor:
     """Return the loss L(phi) on the support set at inner step ``k``."""
     with drawing(inner, support, k + 1, "step"):
-        return inner.loss(effective_params(inner, meta, phi), support)
+        return _add_losses(inner, meta, phi, support)
+
+
+def _add_losses(inner: Inner, meta: Meta, phi: Params, support: Batch) -> Tensor:
+    """Return the sum of the losses of all models, so that the gradient of each is its own."""
+    return reduce(add, [inner.loss(params, support) for params in effective_particles(inner, meta, phi)])
 
 
 def step(inner: Inner, meta: Meta, carry: Carry, support: Batch, k: int) -> Carry:
@@ -326,9 +339,24 @@ def run_trajectory(inner: Inner, meta: Meta, support: Batch, stops: Sequence[int
 
 
 def query_loss(inner: Inner, meta: Meta, phi: Params, query: Batch) -> Tensor:
-    """Return the loss of ``phi`` on the query set, which meta-gradients differentiate."""
+    """Return the loss of ``phi`` on the query set, which meta-gradients differentiate.
+
+    That of several particles is the loss of the mixture of their outputs, as in an answer. Of a plain function of
+    (parameters, batch), no output is known: it is then the mean of their losses.
+    """
     with drawing(inner, query, INIT_STEP, "query"):
-        return inner.loss(effective_params(inner, meta, phi), query)
+        first, *others = effective_particles(inner, meta, phi)
+        return _mix_losses(inner.loss, [first, *others], query) if others else inner.loss(first, query)
+
+
+def _mix_losses(loss: LossFn, particles: Sequence[Params], query: Batch) -> Tensor:
+    call = getattr(loss, "call_training", None)
+    if call is None:
+        return reduce(add, [loss(params, query) for params in particles]) / len(particles)
+    outputs = map_tensors(lambda *each: torch.stack(each), *[call(params, query.x) for params in particles])
+    log_weights = first_tensor(outputs).new_full((len(particles),), -math.log(len(particles)))
+    component = Component(loss.outcome, outputs, log_weights)  # type: ignore[attr-defined]  # a ModelLoss
+    return loss_of((component,), query.y, query.weight)
 
 
 def drawing(inner: Inner, batch: Batch, step: int, role: Role) -> AbstractContextManager[None]:

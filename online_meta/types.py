@@ -96,6 +96,9 @@ class Outcome(NamedTuple):
         pool: (outputs (S, n, ...), weights (S,)) -> the one output (n, ...) that says what the mixture of S outputs
             says; None to mix by ``nll``.
         variance: output -> the variance of the target, (n, ...), each entry; None if there is none.
+        root: (output, y) -> R (n, ..., r), of the shape of the output and one dimension more, so that a row's R R^T is
+            the curvature of its nll: the Fisher information E_y[grad nll grad nll^T] of a distribution, and the second
+            derivative of another loss. A dict for an output that is one. None if it is not known.
     """
 
     nll: Callable[[Tensors, Tensors], Tensor]
@@ -105,6 +108,7 @@ class Outcome(NamedTuple):
     loss: Callable[[Tensors, Tensors], Tensor] | None = None
     pool: Callable[[Tensors, Tensor], Tensors] | None = None
     variance: Callable[[Tensors], Tensor] | None = None
+    root: Callable[[Tensors, Tensors], Tensors] | None = None
 
 
 class Component(NamedTuple):
@@ -157,11 +161,13 @@ class Belief(NamedTuple):
 class Seen(NamedTuple):
     """What a step of the inner loop sees of the support set: the scalar ``loss``, and its gradient by name.
 
-    ``grads`` is empty for a rule that sees the loss alone.
+    ``grads`` is empty for a rule that sees the loss alone. ``size`` is the number n of samples, or the sum of their
+    weights: the log-likelihood of the set is -n times the loss.
     """
 
     loss: Tensor
     grads: Params
+    size: Tensor | float = 1.0
 
 
 Schedule = Callable[[int], float]
@@ -256,7 +262,10 @@ class InnerRule(NamedTuple):
     torch's random numbers, which are seeded with the task and the step; such a rule does not run under ``vmap``. For a
     rule that ``sees`` the "loss" alone, no gradient is computed. A rule with a ``head`` replaces the head of the model
     by what this solver makes of the support set, before ``start``. A rule with ``infer`` draws a part of phi, and can
-    be trained by ``variational``.
+    be trained by ``variational``. A rule with ``particles`` adapts M models at once:
+    ``particles(rule, weights) -> (weights of each model)`` returns M views, the first of which is that of ``view``. A
+    step then sees the sum of their losses, so that the gradient of a particle is its own; the query loss is that of
+    their mixture.
     """
 
     init: Callable[[Params], Params]
@@ -267,6 +276,7 @@ class InnerRule(NamedTuple):
     sees: Literal["gradient", "loss"] = "gradient"
     head: HeadSolver | None = None
     infer: Inference | None = None
+    particles: Callable[[Params, Params], Sequence[Params]] | None = None
 
 
 class StepReport(NamedTuple):

@@ -96,7 +96,8 @@ class InnerSettings:
             learner NAME that adapts by inner steps is also scored after K steps of Adam from the same weights, as
             NAME@adamK.
         posterior: what is believed of a task after adapting: "point" is the end of the inner loop, "samples" are the
-            ends of several ones that draw by key.
+            ends of several ones that draw by key, "particles" are those of a rule that adapts several models, and
+            "laplace" is a normal distribution around the end.
         posterior_options: options of the posterior.
         samples: samples of a belief; an answer is their mixture.
         begin: where the weights of a task begin: at the meta-parameters' ("weights"), or at weights of its own that are

@@ -91,6 +91,19 @@ def normal_like_all(tensors: Params) -> Params:
     }
 
 
+def draw_alike(tensors: Params) -> Params:
+    """Draw named tensors whose entries are normal, with the mean and the standard deviation of those of ``tensors``.
+
+    So weights are drawn like an initialisation of a model. A tensor whose entries are all equal, such as a bias of
+    zeros, stays as it is. Raises as ``normal_like`` does.
+    """
+    noise = normal_like_all(tensors)
+    return {
+        name: torch.where(like.max() > like.min(), like.mean() + like.std(correction=0) * noise[name], like)
+        for name, like in tensors.items()
+    }
+
+
 def uniform_like(tensor: Tensor) -> Tensor:
     """Draw uniform numbers in (0, 1) in the shape, dtype and device of ``tensor``.
 

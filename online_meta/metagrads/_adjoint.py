@@ -137,6 +137,8 @@ def require_query_chunk(inner: Inner, rows: int | None) -> None:
             f"query_chunk is {rows}, but the loss is not one of om.model_loss: only the output of these is known, and "
             "can be computed in parts"
         )
+    if inner.rule.particles is not None:
+        raise ValueError(f"query_chunk is {rows}, but the rule adapts several models at once: leave query_chunk out")
     if inner.loss.mixing:
         raise ValueError(
             f"query_chunk is {rows}, but {', '.join(inner.loss.mixing)} normalises each sample by all others of its "

@@ -49,7 +49,7 @@ def first_order(
 
             def step_fn(slow: Meta, carry: Carry) -> Carry:
                 loss = support_loss(inner, slow, carry.phi, task.support, k) if uses_loss else seen.loss
-                return apply_update(inner, slow, carry, Seen(loss, seen.grads), task.support, k)
+                return apply_update(inner, slow, carry, seen._replace(loss=loss), task.support, k)
 
             return after, step_fn
 
@@ -64,7 +64,7 @@ def _apply_update(inner: Inner, slow: Meta, carry: Carry, seen: Seen, support: B
 
     def update(loss: Tensor) -> Carry:
         nonlocal depends
-        after = apply_update(inner, slow, carry, Seen(loss, seen.grads), support, k)
+        after = apply_update(inner, slow, carry, seen._replace(loss=loss), support, k)
         depends = any(value.requires_grad for part in after for value in part.values())
         return after
 

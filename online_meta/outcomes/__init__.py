@@ -16,6 +16,9 @@ with _ are not entries.
 - ``cdf(output, y)`` has the shape of y. Of counts, it is the mid-distribution function P(Y < y) + P(Y = y) / 2.
 - ``variance(output)`` has the shape of ``mean``: the variance of each entry of the target. Classes have none.
 - ``probabilities(output)`` has shape (n, classes, ...) and sums to 1 over dimension 1.
+- ``root(output, y)`` has the shape of the output and one dimension more. Its R R^T, over all entries of a row, is the
+  Fisher information of the row; of an outcome that is no distribution, the second derivative of ``nll``. It depends on
+  y by its shape and by the entries that do not count alone.
 - An output that does not fit y raises ``ValueError`` with both shapes and the one that is needed.
 - ``example(n)`` returns an output of n rows and targets that fit, in float64, for the contract tests. Where there is a
   ``cdf``, a row's target is one number.
@@ -66,6 +69,11 @@ def require_same_shape(outcome: str, output: Tensors, y: Tensors) -> tuple[Tenso
 def sum_rows(values: Tensor) -> Tensor:
     """Return the sum (n,) of each row of ``values`` (n, ...)."""
     return values.flatten(1).sum(1) if values.ndim > 1 else values
+
+
+def spread_entries(values: Tensor) -> Tensor:
+    """Return ``values`` (n, ...) as the diagonal of a matrix of each row, (n, ..., r): the root of separate entries."""
+    return values.flatten(1).diag_embed().reshape(*values.shape, -1)
 
 
 def average_outputs(outputs: Tensors, weights: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from online_meta.functional.classes import IGNORED_CLASS
 from online_meta.outcomes import misfit, require_tensor, sum_rows
 from online_meta.types import Tensors
 
@@ -26,6 +27,21 @@ def nll(output: Tensors, y: Tensors) -> Tensor:
 def probabilities(output: Tensors) -> Tensor:
     """Return softmax(output) over dimension 1."""
     return require_tensor("classes", output).softmax(1)
+
+
+def root(output: Tensors, y: Tensors) -> Tensor:
+    """Return sqrt(diag p) - p sqrt(p)^T of each entry, whose R R^T is diag p - p p^T; entries of class -100 have 0."""
+    log_p = require_tensor("classes", output).log_softmax(1).movedim(1, -1)  # (n, ..., classes)
+    p, root = log_p.exp(), (0.5 * log_p).exp()
+    own = root.diag_embed() - p[..., None] * root[..., None, :]
+    if isinstance(y, Tensor) and not y.is_floating_point():
+        own = torch.where((y == IGNORED_CLASS)[..., None, None], 0.0, own)
+    if own.ndim == 3:
+        return own
+    n, classes = len(own), own.shape[-1]
+    entries = own.reshape(n, -1, classes, classes)
+    apart = torch.eye(entries.shape[1]).to(own)[None, :, None, :, None] * entries[:, :, :, None, :]
+    return apart.reshape(*p.shape, -1).movedim(-2, 1)
 
 
 def pool(outputs: Tensors, weights: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from online_meta.outcomes import require_same_shape, require_tensor, sum_rows
+from online_meta.outcomes import require_same_shape, require_tensor, spread_entries, sum_rows
 from online_meta.types import Outcome, Tensors
 
 
@@ -14,7 +14,7 @@ def build() -> Outcome:
     ``probabilities`` are those of 0 and 1, (n, 2, ...). A y between 0 and 1 gives the expected nll of labels that are 1
     with this probability.
     """
-    return Outcome(_nll, _mean, probabilities=_probabilities, variance=_variance)
+    return Outcome(_nll, _mean, probabilities=_probabilities, variance=_variance, root=_root)
 
 
 def _nll(output: Tensors, y: Tensors) -> Tensor:
@@ -34,6 +34,11 @@ def _variance(output: Tensors) -> Tensor:
 def _probabilities(output: Tensors) -> Tensor:
     output = require_tensor("bernoulli", output)
     return torch.stack([(-output).sigmoid(), output.sigmoid()], 1)
+
+
+def _root(output: Tensors, y: Tensors) -> Tensor:
+    output = require_tensor("bernoulli", output)
+    return spread_entries((0.5 * (F.logsigmoid(output) + F.logsigmoid(-output))).exp())
 
 
 def example(n: int) -> tuple[Tensors, Tensors]:

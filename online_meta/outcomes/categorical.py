@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from online_meta.functional.classes import count_entries
-from online_meta.outcomes._classes import example, nll, probabilities
+from online_meta.outcomes._classes import example, nll, probabilities, root
 from online_meta.types import Outcome, Tensors
 
 
@@ -14,7 +14,7 @@ def build() -> Outcome:
     of class -100 add nothing, and rows without others are left out of the mean. Several outputs are mixed row by row:
     they are several beliefs about a whole row, not about each entry.
     """
-    return Outcome(nll, probabilities, probabilities=probabilities, loss=_loss)
+    return Outcome(nll, probabilities, probabilities=probabilities, loss=_loss, root=root)
 
 
 def _loss(output: Tensors, y: Tensors) -> Tensor:

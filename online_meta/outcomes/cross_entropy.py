@@ -4,7 +4,7 @@ from typing import Any
 
 from torch.nn import functional as F
 
-from online_meta.outcomes._classes import example, nll, pool, probabilities
+from online_meta.outcomes._classes import example, nll, pool, probabilities, root
 from online_meta.types import Outcome
 
 
@@ -15,7 +15,7 @@ def build() -> Outcome:
     each entry are averaged. For one class a row this is the likelihood of the mixture, as ``categorical`` has it.
     """
     loss: Any = F.cross_entropy  # which takes tensors only
-    return Outcome(nll, probabilities, probabilities=probabilities, loss=loss, pool=pool)
+    return Outcome(nll, probabilities, probabilities=probabilities, loss=loss, pool=pool, root=root)
 
 
 __all__ = ["build", "example"]

@@ -8,7 +8,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from online_meta.outcomes import describe_shape, misfit
+from online_meta.outcomes import describe_shape, misfit, spread_entries
 from online_meta.outcomes._normal import normal_cdf, normal_nll, scale_to_std
 from online_meta.types import Outcome, Tensors
 
@@ -54,7 +54,16 @@ def build(*, least: Annotated[float, Gt(0)] = 1e-3) -> Outcome:
     def variance(output: Tensors) -> Tensor:
         return scale_to_std(_split(output)[1], least) ** 2
 
-    return Outcome(nll, lambda output: _split(output)[0], cdf, variance=variance)
+    def root(output: Tensors, y: Tensors) -> Tensors:
+        """Return 1 / std of the mean, and sqrt(2) (d std / d scale) / std of the scale."""
+        _, std = standardise(output, y)
+        of_mean, of_scale = 1 / std, math.sqrt(2) * torch.sigmoid(_split(output)[1]) / std
+        if isinstance(output, Tensor):
+            return spread_entries(torch.cat([of_mean, of_scale], -1))
+        joined = spread_entries(torch.stack([of_mean, of_scale], 1))
+        return dict(zip(("mean", "scale"), joined.unbind(1), strict=True))
+
+    return Outcome(nll, lambda output: _split(output)[0], cdf, variance=variance, root=root)
 
 
 def _split(output: Tensors, y: Tensors | None = None) -> tuple[Tensor, Tensor]:

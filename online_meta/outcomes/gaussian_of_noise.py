@@ -8,7 +8,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from online_meta.outcomes import require_same_shape, require_tensor
+from online_meta.outcomes import require_same_shape, require_tensor, spread_entries
 from online_meta.outcomes._normal import normal_cdf, normal_nll
 from online_meta.types import Outcome, Tensors
 
@@ -47,7 +47,10 @@ def build(*, sigma: Annotated[float, Gt(0)] = 1.0) -> Outcome:
     def variance(output: Tensors) -> Tensor:
         return torch.full_like(require_tensor(NAME, output), sigma**2)
 
-    return Outcome(nll, lambda output: require_tensor(NAME, output), cdf, variance=variance)
+    def root(output: Tensors, y: Tensors) -> Tensor:
+        return spread_entries(torch.full_like(require_tensor(NAME, output), 1 / sigma))
+
+    return Outcome(nll, lambda output: require_tensor(NAME, output), cdf, variance=variance, root=root)
 
 
 def example(n: int) -> tuple[Tensors, Tensors]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from online_meta.outcomes import require_same_shape, require_tensor, sum_rows
+from online_meta.outcomes import require_same_shape, require_tensor, spread_entries, sum_rows
 from online_meta.types import Outcome, Tensors
 
 
@@ -13,7 +13,7 @@ def build() -> Outcome:
     Output and y have the same shape. ``cdf`` is the mid-distribution function P(Y < y) + P(Y = y) / 2. Its mean over y
     is 1/2, so that counts are neither always early nor always late in their distribution.
     """
-    return Outcome(_nll, _mean, _cdf, variance=_mean)
+    return Outcome(_nll, _mean, _cdf, variance=_mean, root=_root)
 
 
 def _nll(output: Tensors, y: Tensors) -> Tensor:
@@ -36,6 +36,10 @@ def _cdf(output: Tensors, y: Tensors) -> Tensor:
     # P(Y <= y) is the regularised upper incomplete gamma function of y + 1 at the rate.
     middle: Tensor = torch.special.gammaincc(known + 1, output.exp()) - 0.5 * (-_entries(output, known)).exp()
     return middle.where(count >= 0, 0.0)
+
+
+def _root(output: Tensors, y: Tensors) -> Tensor:
+    return spread_entries((0.5 * require_tensor("poisson", output)).exp())
 
 
 def example(n: int) -> tuple[Tensors, Tensors]:

@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from online_meta.batches import map_tensors, name_tensors
+from online_meta.batches import map_tensors, name_tensors, sum_weights
 from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.functional.guard import PURE
 from online_meta.functional.intent import Intent
-from online_meta.functional.keyed import Role
 from online_meta.functional.model import ModelLoss, find_misfits, find_unfaithful_outputs
 from online_meta.functional.randomness import INIT_STEP
 from online_meta.functional.stateless import widen_once
-from online_meta.inner import Inner, choose_start, drawing, query_loss, run_inner_loop
+from online_meta.inner import Inner, choose_start, drawing, query_loss, run_inner_loop, support_loss
 from online_meta.metagrads.exact import exact
 from online_meta.preflight.diagnosis import (
     explain_error,
@@ -165,7 +164,7 @@ def unrolled(inner: Inner, meta: Meta, task: Task) -> MetaGrad:
     """
     with torch.enable_grad():
         leaves = Meta(*({name: value.detach().requires_grad_() for name, value in part.items()} for part in meta))
-        loss = _loss(inner, leaves, _adapted(inner, leaves, task.support), task.query, INIT_STEP, "query")
+        loss = query_loss(inner, leaves, _adapted(inner, leaves, task.support), task.query)
         tensors = [*leaves.weights.values(), *leaves.rule.values()]
         if not loss.requires_grad:
             grads = iter([torch.zeros_like(tensor) for tensor in tensors])
@@ -183,7 +182,7 @@ def _adapted(inner: Inner, meta: Meta, support: Batch) -> Params:
         # Values without a graph, e.g. CAVIA's zeros, become leaves, because the loop differentiates by them.
         named = {n: value if value.requires_grad else value.detach().requires_grad_() for n, value in carry.phi.items()}
         carry = Carry(named, carry.state)
-        loss = _loss(inner, meta, named, support, k + 1, "step")
+        loss = support_loss(inner, meta, named, support, k)
         seen = named if inner.rule.sees == "gradient" else {}
         phi = [*seen.values()]
         if phi and loss.requires_grad:
@@ -191,13 +190,9 @@ def _adapted(inner: Inner, meta: Meta, support: Batch) -> Params:
         else:
             grads = tuple(torch.zeros_like(value) for value in phi)
         with drawing(inner, support, k + 1, "update"):
-            carry = inner.rule.update(meta.rule, carry, Seen(loss, dict(zip(seen, grads, strict=True))), k)
+            whole = Seen(loss, dict(zip(seen, grads, strict=True)), sum_weights(support))
+            carry = inner.rule.update(meta.rule, carry, whole, k)
     return carry.phi
-
-
-def _loss(inner: Inner, meta: Meta, phi: Params, batch: Batch, step: int, role: Role) -> Tensor:
-    with drawing(inner, batch, step, role):
-        return inner.loss(inner.rule.view(meta.rule, {**meta.weights, **phi}), batch)
 
 
 PADDING = "the padding row of"

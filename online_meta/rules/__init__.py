@@ -9,14 +9,16 @@ it by its file name. Files whose names begin with _ are not entries.
 - ``start(rule, phi, support)`` returns the carry before the first step: phi_0 and the rule's state, a flat dict of
   tensors. phi_0 has all names of ``phi``. It may have more, of shapes that depend on the support set.
 - ``update(rule, carry, seen, step)`` returns the carry after a step; ``step`` counts from 0. ``seen.loss`` is the
-  support loss, and ``seen.grads`` its gradient by all names of phi. For a rule with ``sees="loss"`` no gradient is
-  computed, and ``seen.grads`` is empty.
+  support loss, ``seen.grads`` its gradient by all names of phi, and ``seen.size`` the number of samples. For a rule
+  with ``sees="loss"`` no gradient is computed, and ``seen.grads`` is empty.
 - ``view(rule, weights)`` returns the weights that the model is called with. It is given phi and the weights that do not
   adapt, or the weights alone; it leaves out names that the model does not have.
 - A rule may have a ``head``: the phi that ``start`` is given then has, for the last linear layer of the model, what
   ``head.solve`` makes of the support set's features. ``Inner.answer_heads`` uses it with the parameters of ``init``.
 - A rule that draws a part of phi may have ``infer``: what it draws it from, and what training draws it from instead.
   The estimator ``variational`` takes such rules.
+- A rule may adapt several models: ``particles(rule, weights)`` then returns the views of all of them. The first is that
+  of ``view``; for the weights alone, it is the only one. ``seen.loss`` is the sum of their losses.
 - phi and the state keep their names, shapes and dtypes over all steps; a view has those of the weights.
 - All four are pure and twice differentiable, and do not write to their arguments. They work under ``torch.func.vmap``
   unless ``random`` is True.

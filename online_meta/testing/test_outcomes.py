@@ -319,3 +319,44 @@ def test_a_cdf_a_mean_and_a_variance_of_another_distribution_are_caught():
     outcome, output, y = example("poisson")
     with pytest.raises(AssertionError):
         check_cdf(outcome._replace(cdf=lambda some, targets: outcome.cdf(some, targets + 0.5)), output, y)
+
+
+@pytest.mark.parametrize("name", [name for name in OUTCOMES if OUTCOMES[name]().root is not None])
+def test_the_root_is_that_of_the_curvature(name):
+    """The Fisher information by a sum over all targets; the second derivative of what is no distribution."""
+    outcome, output, y = example(name, 2)
+    roots = leaves(outcome.root(output, y))
+    assert [one.shape[:-1] for one in roots] == [one.shape for one in leaves(output)]
+    root = torch.cat([one[0].reshape(-1, one.shape[-1]) for one in roots])
+    one, target = take(output, slice(0, 1)), y[:1]
+    if outcome.cdf is None and outcome.probabilities is None:
+        right = torch.autograd.functional.hessian(lambda given: outcome.nll(given, target).sum(), one)
+        right = right.reshape(len(root), len(root))
+    else:
+        targets, measure = targets_with_probability(outcome, one, target)
+        rows = change(lambda part: part.expand(len(targets), *part.shape[1:]).clone().requires_grad_(), one)
+        nll = outcome.nll(rows, targets)
+        grads = torch.cat([g.flatten(1) for g in torch.autograd.grad(nll.sum(), leaves(rows))], 1)
+        right = grads.T @ ((measure * (-nll.detach()).exp())[:, None] * grads)
+    torch.testing.assert_close(root @ root.T, right, rtol=1e-6, atol=1e-8)
+
+
+def test_the_root_of_entries_that_do_not_count_is_zero_and_entries_are_apart():
+    random = torch.Generator().manual_seed(0)
+    output = torch.randn(2, 3, 4, generator=random, dtype=torch.float64)
+    y = torch.randint(3, (2, 4), generator=random)
+    y[0, 1] = -100
+    root = OUTCOMES["categorical"]().root(output, y)
+    found = torch.einsum("ncer,ndfr->ncedf", root, root)
+    for row, entry in itertools.product(range(2), range(4)):
+        p = output[row, :, entry].softmax(0)
+        right = 0 * p.outer(p) if y[row, entry] == -100 else torch.diag(p) - p.outer(p)
+        torch.testing.assert_close(found[row, :, entry, :, entry], right)
+        assert not found[row, :, entry, :, [e for e in range(4) if e != entry]].any()
+
+
+def test_the_root_of_a_dict_is_that_of_the_joined_tensor():
+    outcome, output, y = example("gaussian")
+    named = dict(zip(("mean", "scale"), output.chunk(2, -1), strict=True))
+    found = outcome.root(named, y)
+    torch.testing.assert_close(torch.cat([found["mean"], found["scale"]], -2), outcome.root(output, y))

@@ -77,7 +77,7 @@ class Loop:
             if constant_gradients:
                 grads = {name: grad.detach() for name, grad in grads.items()}
             with keyed(support, k + 1, "update"):
-                carry = self.rule.update(meta.rule, carry, Seen(loss, grads), k)
+                carry = self.rule.update(meta.rule, carry, Seen(loss, grads, len(support.y)), k)
             yield carry
 
     def _replace_head(self, meta: Meta, phi: Params, support: Batch) -> Params:
@@ -110,5 +110,18 @@ class Loop:
     def _loss(self, meta: Meta, phi: Params, batch: Batch, draw: int, role: Role) -> Tensor:
         # The masks of dropout are what the package says that they are: a function of the batch and the step.
         with seeded(batch, draw), keyed(batch, draw, role), sdpa_kernel(SDPBackend.MATH):
-            weights = self.rule.view(meta.rule, {**meta.weights, **phi})
-            return self.criterion(functional_call(self.module, weights, (batch.x,)), batch.y)
+            weights = {**meta.weights, **phi}
+            particles = self.rule.particles or (lambda rule, weights: [self.rule.view(rule, weights)])
+            outputs = [functional_call(self.module, each, (batch.x,)) for each in particles(meta.rule, weights)]
+            if role == "query":
+                outputs = [mix_outputs(self.criterion, outputs)]
+            return torch.stack([self.criterion(output, batch.y) for output in outputs]).sum()
+
+
+def mix_outputs(criterion: object, outputs: Sequence[Tensor]) -> Tensor:
+    """Return the output that says what several ones say together: their mean, or the logits of their mean."""
+    if len(outputs) == 1:
+        return outputs[0]
+    if criterion is CRITERIA["cross_entropy"]:
+        return torch.stack([one.softmax(1) for one in outputs]).mean(0).log()
+    return torch.stack([*outputs]).mean(0)

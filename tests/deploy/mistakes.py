@@ -403,6 +403,26 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         '[inner]\nposterior = "samples"\nsamples = 2',
         '[inner] ftml cannot answer: posterior = "samples" needs a rule that draws by key',
     ),
+    "particles of a rule without them": (
+        "[inner]",
+        '[inner]\nposterior = "particles"',
+        '[inner] ftml cannot answer: posterior = "particles" needs a rule that adapts several models',
+    ),
+    "number of particles": (
+        "[inner]",
+        '[inner]\nrule = "svgd"\noptions = { particles = 3 }\nposterior = "particles"\nsamples = 2',
+        "[inner] ftml cannot answer: samples is 2, but the rule has 3 particles: set samples = 3",
+    ),
+    "curvature of many weights": (
+        'hidden = [8] }\nloss = "mse"\n\n[inner]\n',
+        'hidden = [80, 40] }\nloss = "mse"\n[inner]\nposterior = "laplace"\nsamples = 2\n',
+        '[inner] ftml cannot answer: curvature = "full" is a matrix of 3,441 x 3,441 numbers',
+    ),
+    "curvature in a meta-gradient": (
+        "batch = 2",
+        'batch = 2\ngradient = "laplace"\noptions = { curvature = "half" }',
+        "[meta.options] curvature = 'half': must be",
+    ),
     "samples of a point": (
         "[serve]",
         f"{FAST}\n[learner.inner]\nsamples = 2\n[serve]",

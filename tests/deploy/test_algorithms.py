@@ -29,7 +29,7 @@ CLASSES = ("task.y=class", "task.ways=3", "task.y_shape=[]", "model.loss=cross_e
 
 
 def test_the_table_is_parsed():
-    assert len(ROWS) == 56
+    assert len(ROWS) == 59
     assert ROWS["FOMAML"] == ["meta.gradient=first_order"]
 
 
