@@ -13,6 +13,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_any_learner_that_leads_rolls_back_and_halves_its_rate": ("moml",),
     "test_a_replay_and_a_restart_keep_the_learners": NONE,
     "test_a_run_of_beliefs_continues_with_the_same_bits": ("attentive neural process",),
+    "test_a_run_that_is_stopped_and_killed_gives_the_same_bits": ("BMAML, chaser",),
     # A race between settings.
     "test_a_kill_in_a_race_changes_no_decision_and_no_bit": ("56",),
     "test_a_kill_before_a_decision_takes_effect_changes_nothing": NONE,
