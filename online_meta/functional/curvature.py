@@ -23,7 +23,7 @@ MOST_WEIGHTS = 2000
 """The largest number of weights with a "full" curvature: the matrix then has 32 MB."""
 
 
-class Precision(NamedTuple):
+class PrecisionMatrix(NamedTuple):
     """The precision H of a normal distribution of phi.
 
     Attributes:
@@ -61,7 +61,7 @@ def require_one_model(inner: Inner) -> None:
 
 def compute_precision(
     inner: Inner, meta: Meta, phi: Params, support: Batch, curvature: Curvature, strength: float
-) -> Precision:
+) -> PrecisionMatrix:
     """Return H = sum_i w_i J_i^T F_i J_i + strength I, the curvature of the support set's negative log-likelihood.
 
     J_i is the derivative of the model's output for sample i by phi, in evaluation mode, and F_i the Fisher information
@@ -104,18 +104,18 @@ def compute_precision(
     return _factorise(rows.T @ rows + strength * torch.eye(count).to(rows), phi)
 
 
-def _factorise(matrix: Tensor, phi: Params) -> Precision:
+def _factorise(matrix: Tensor, phi: Params) -> PrecisionMatrix:
     factor = torch.linalg.cholesky(matrix)
 
     def deviate(noise: Params) -> Params:
         joined = _join(noise)[:, None]
         return _split(torch.linalg.solve_triangular(factor.mT, joined, upper=True)[:, 0], phi)
 
-    return Precision(lambda: 2 * factor.diagonal().log().sum(), deviate)
+    return PrecisionMatrix(lambda: 2 * factor.diagonal().log().sum(), deviate)
 
 
-def _divide(diagonal: Tensor, phi: Params) -> Precision:
-    return Precision(lambda: diagonal.log().sum(), lambda noise: _split(_join(noise) / diagonal.sqrt(), phi))
+def _divide(diagonal: Tensor, phi: Params) -> PrecisionMatrix:
+    return PrecisionMatrix(lambda: diagonal.log().sum(), lambda noise: _split(_join(noise) / diagonal.sqrt(), phi))
 
 
 def _join(values: Params) -> Tensor:
@@ -184,7 +184,7 @@ class _Layer(NamedTuple):
     outputs: Tensor
 
 
-def _join_layers(layers: list[_Layer], phi: Params, strength: float) -> Precision:
+def _join_layers(layers: list[_Layer], phi: Params, strength: float) -> PrecisionMatrix:
     def log_det() -> Tensor:
         each = [_multiply(torch.linalg.eigvalsh(one.outputs), torch.linalg.eigvalsh(one.inputs)) for one in layers]
         return torch.stack([(products + strength).log().sum() for products in each]).sum()
@@ -202,7 +202,7 @@ def _join_layers(layers: list[_Layer], phi: Params, strength: float) -> Precisio
                 found[layer.bias] = moved[:, -1]
         return {name: found[name].to(value.dtype) for name, value in phi.items()}
 
-    return Precision(log_det, deviate)
+    return PrecisionMatrix(log_det, deviate)
 
 
 def _multiply(left: Tensor, right: Tensor) -> Tensor:

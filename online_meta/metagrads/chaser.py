@@ -38,7 +38,7 @@ def chaser(inner: Inner, *, steps: int = 1) -> MetaGradient:
                 leader = carry
                 for k in range(inner.steps, inner.steps + steps):
                     leader = step(inner, slow, leader, everything, k)
-            gaps = [(value - leader.phi[name].detach()).square().sum() for name, value in carry.phi.items()]
+            gaps = [(value - leader.phi[name]).square().sum() for name, value in carry.phi.items()]
             return torch.stack(gaps).sum()
 
         return pull_back(inner, meta, task, differentiate_steps(inner, task.support), judge=judge)
