@@ -48,7 +48,8 @@ def weigh_equally(samples: Sequence[Params]) -> Belief:
     params = map_tensors(lambda *each: torch.stack(each) if len(each) > 1 else each[0][None], *samples)
     some = next(iter(params.values()))
     dtype = torch.promote_types(some.dtype.to_real(), torch.float32)
-    return Belief(params, torch.log_softmax(some.new_zeros(len(samples), dtype=dtype), 0))
+    log_weights = some.new_zeros(len(samples), dtype=dtype)
+    return Belief(params, torch.log_softmax(log_weights, 0) if len(samples) > 1 else log_weights)
 
 
 class AnswerRule(NamedTuple):

@@ -4,7 +4,7 @@ from functools import partial
 
 from torch import Tensor
 
-from online_meta.batches import concat_support_query, count_samples
+from online_meta.batches import concat_support_query, count_samples, sum_weights
 from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.functional.normals import draw_normal, kl_divergence
 from online_meta.inner import Inner, drawing, fast_weights, init_carry, see_support
@@ -88,6 +88,5 @@ def _begin(inner: Inner, infer: Inference, task: Task, kl_weight: float, draw: i
     with drawing(inner, query, draw, "posterior"):
         theta = draw_normal(posterior)
     started = init_carry(inner, meta, support)
-    counted: Tensor | float = count_samples(query) if query.weight is None else query.weight.sum()
-    divergence = kl_weight * kl_divergence(posterior, prior) / counted
+    divergence = kl_weight * kl_divergence(posterior, prior) / sum_weights(query)
     return Carry({**started.phi, **theta}, started.state), divergence
