@@ -8,8 +8,10 @@ from tests.support.runs import SETTINGS, changed, kill, lines, play
 from tests.trainers.conftest import ROUNDS
 
 KRON = {"curvature": "kron"}
+LOOP = changed(SETTINGS, engine={"batching": "loop"})
+"""How tasks are computed is not chosen by measured times, so that several runs have the same bits."""
 LLAMA = changed(
-    SETTINGS,
+    LOOP,
     inner={
         "rule": "proximal",
         "options": {"strength": 2.0},
@@ -21,7 +23,7 @@ LLAMA = changed(
     regret={"baselines": ()},
 )
 PARTICLES = changed(
-    SETTINGS,
+    LOOP,
     inner={"rule": "svgd", "options": {"particles": 5}, "posterior": "particles", "samples": 5},
     regret={"baselines": ()},
 )
