@@ -190,9 +190,6 @@ def _find_same(node: Node, ones: dict[Any, Node]) -> Node | None:
     inner: Any = node.args[0] if node.args else None
     if node.target is aten.cat.default:
         return _find_whole(node)
-    if node.target is aten.stack.default and len(inner) == 1:  # The static interpreter writes beyond a strided one.
-        with node.graph.inserting_before(node):
-            return node.graph.call_function(aten.unsqueeze_copy.default, (inner[0], *(node.args[1:] or (0,))))
     if not isinstance(inner, Node):
         return None
     undone = node.target is aten.select.int and inner.target is aten.unsqueeze.default
@@ -206,7 +203,6 @@ def _find_same(node: Node, ones: dict[Any, Node]) -> Node | None:
 
 
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
-"""The second one says that its result shares no memory, which misleads an interpreter that reuses memory."""
 
 
 def _skip_views(node: Node, inner: Node) -> Node | None:
@@ -252,9 +248,10 @@ WARM_UP_CALLS = 3
 def _run_without_python(graph: GraphModule, leaves: tuple[Tensor, ...]) -> Callable[..., Any]:
     """Return a function that runs a program's operations one after another, without Python between them if it can.
 
-    TorchScript is not developed any more, but its interpreters are those of torch that execute operations as they are:
-    the usual one in half of the time of Python, the static one, which keeps memory between calls, in a third. On other
-    devices than the CPU they might fuse operations, and so change bits.
+    TorchScript is not developed any more, but its interpreter is the one of torch that executes operations as they are,
+    in half of the time of Python. On other devices than the CPU it might fuse operations, and so change bits. Torch's
+    static interpreter takes a third of the time, but it writes beyond its memory for some programs, such as a stack of
+    one strided tensor, which ends the process.
     """
     if any(leaf.device.type != "cpu" for leaf in leaves) or not hasattr(torch.jit, "trace"):
         return graph.forward
@@ -267,26 +264,7 @@ def _run_without_python(graph: GraphModule, leaves: tuple[Tensor, ...]) -> Calla
     except RuntimeError as error:  # It does not have every operation, such as a view as another dtype.
         log.debug("run by Python: %s", error)
         return graph.forward
-    return _run_in_kept_memory(script, leaves) or script
-
-
-def _run_in_kept_memory(script: Any, leaves: tuple[Tensor, ...]) -> Callable[..., Any] | None:
-    """Return a function that runs a script in memory that it keeps; None if its results are others.
-
-    They would be if an operation returned a part of its argument and did not declare it.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            found: Any = torch._C._jit_to_static_module(torch.jit.freeze(script.eval())._c)
-        for _ in range(WARM_UP_CALLS):
-            pairs = zip(script(*leaves), found(*leaves), strict=True)
-            if not all(_has_same_bits(*pair) for pair in pairs):
-                return None
-    except (AttributeError, RuntimeError) as error:  # This torch does not have it, or not for this script.
-        log.debug("run without memory of its own: %s", error)
-        return None
-    return found  # type: ignore[no-any-return]
+    return script
 
 
 RECORD_AFTER_CALLS = 16

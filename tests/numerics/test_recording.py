@@ -1,9 +1,6 @@
 """A recorded function returns the function's own bits, and is not used where it does not."""
 
 import math
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -271,24 +268,6 @@ def test_parts_that_are_joined_in_another_order_are_joined(monkeypatch: pytest.M
     assert counted.calls < 10
 
 
-def test_memory_that_is_kept_between_calls_holds_no_result() -> None:
-    recorder, _ = record(descend)
-    arguments = [example(seed) for seed in range(200)]
-    found: list[Any] = [None] * len(arguments)
-
-    def call(first: int) -> None:
-        for at in range(first, len(arguments), 4):
-            found[at] = recorder(*arguments[at])
-
-    call(0)
-    threads = [threading.Thread(target=call, args=(first,)) for first in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [*map(bits, found)] == [bits(descend(*one)) for one in arguments]
-
-
 def multiply(weights: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
     stacked = torch.stack([weights["slope"]] * 2)
     return {"product": (batch.x @ stacked).exp()}  # type: ignore[operator]
@@ -300,27 +279,3 @@ def test_no_operation_hides_that_it_shares_memory(monkeypatch: pytest.MonkeyPatc
     assert counted.calls == SKIPPED + 1, "it is recorded"
     assert "aten.view.default" in found
     assert "aten._unsafe_view.default" not in found
-
-
-def test_an_interpreter_with_other_results_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._C, "_jit_to_static_module", lambda script: lambda *leaves: (leaves[0] * 0,) * 3)
-    recorder, counted = record(descend)
-    for seed in range(20):
-        assert bits(recorder(*example(seed))) == bits(descend(*example(seed)))
-    assert counted.calls == SKIPPED + 1, "it is recorded"
-
-
-def test_a_stack_of_one_part_of_a_tensor_is_recorded_without_writing_beyond_it() -> None:
-    """The interpreter that keeps memory stacks a single strided tensor into too little of it, which ends a process."""
-    code = """
-import torch
-from online_meta.functional import recording
-recording.SLOW_OPERATION = float("inf")
-function = lambda x: torch.stack([x.chunk(2, -1)[0]]).exp()
-recorder, random = recording.Recorder(function, record_after=2, slow=float("inf")), torch.Generator().manual_seed(0)
-for _ in range(50):
-    x = torch.randn(20, 2, generator=random)
-    assert torch.equal(recorder(x), function(x))
-"""
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
