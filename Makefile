@@ -23,8 +23,8 @@ QUICK_TESTS := --ignore tests/numerics/test_batching.py --ignore tests/learners/
 	tests/house/test_imports.py tests/house/test_figures.py tests/deploy/test_config.py tests/deploy/test_health.py tests/deploy/test_monitor.py tests/streams/test_wire.py \
 	tests/streams/test_spec.py tests/streams/test_tensor_files.py tests/trainers/test_build.py \
 	online_meta/testing streams/testing trainers/testing deploy/testing
-# Which third of the slow tests `make check` runs: commits take turns.
-THIRD ?= $(shell echo $$(( $$(git rev-list --count HEAD 2>/dev/null || echo 0) % 3 )))
+# Which sixth of the slow tests `make check` runs: commits take turns.
+PART ?= $(shell echo $$(( $$(git rev-list --count HEAD 2>/dev/null || echo 0) % 6 )))
 
 # PYTHON=... chooses the interpreter that .venv/ is made with, MINUTES=... says how long to go on, SEED=... what is drawn
 # by chance, ARGS=... is passed on to what is run.
@@ -36,7 +36,7 @@ TORCH ?= 2.13.0
 MINUTES ?=
 SEED ?=
 
-.PHONY: help setup demo test test-quick test-slow test-third lint check format docs reference experiments experiments-cost \
+.PHONY: help setup demo test test-quick test-slow test-part lint check format docs reference experiments experiments-cost \
 	bench bench-rounds bench-distributed bench-memory bench-streams bench-answers crash fuzz soak pins clean chromium
 
 help:  ## this list
@@ -56,8 +56,8 @@ test-quick: $(READY)  ## mathematics, contracts, formats and configuration
 test-slow: $(TEST_TOOLS)  ## the tests that `make test` leaves out: all kills, ranks, machines, experiments
 	@$(TEST) -m slow $(ARGS)
 
-test-third: $(TEST_TOOLS)
-	@$(TEST) --hypothesis-profile repeatable --slow-third $(THIRD) $(ARGS)
+test-part: $(TEST_TOOLS)
+	@$(TEST) --hypothesis-profile repeatable --slow-part $(PART) $(ARGS)
 
 lint: $(READY)  ## formatting, lint and types
 	@set -x
@@ -65,7 +65,7 @@ lint: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: lint test-third  ## what CI runs: formatting, lint, types, `make test` and a third of the slow tests
+check: lint test-part  ## what CI runs: formatting, lint, types, `make test` and a sixth of the slow tests
 
 reference: $(READY)  ## write the generated reference pages, docs/reference/
 	@$(BIN)/python -m tests.docs.reference

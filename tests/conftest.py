@@ -33,19 +33,19 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How often the recovery tests kill each process of the daemon, and which of the slow tests run."""
     parser.addoption("--kills", type=int, default=2, help="kill -9 each process of the daemon so often (default 2)")
-    thirds = range(tiers.THIRDS)
-    parser.addoption("--slow-third", type=int, choices=thirds, help="of the slow tests run this third; 0, 1 or 2")
+    parts = range(tiers.PARTS)
+    parser.addoption("--slow-part", type=int, choices=parts, help=f"run this of {tiers.PARTS} parts of the slow tests")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the slow tests, and leave those of other thirds out; ``-m "not slow"`` and ``-m slow`` choose, too."""
-    third = config.getoption("--slow-third")
+    """Mark the slow tests, and leave those of other parts out; ``-m "not slow"`` and ``-m slow`` choose, too."""
+    part = config.getoption("--slow-part")
     for item in items:
         case = item.callspec.id if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ""
         if tiers.is_slow(getattr(item, "originalname", item.name), case):
             item.add_marker(pytest.mark.slow)
-    if third is not None:
-        others = [item for item in items if item.get_closest_marker("slow") and tiers.third_of(item.nodeid) != third]
+    if part is not None:
+        others = [item for item in items if item.get_closest_marker("slow") and tiers.part_of(item.nodeid) != part]
         config.hook.pytest_deselected(items=others)
         left_out = set(others)
         items[:] = [item for item in items if item not in left_out]

@@ -1,4 +1,4 @@
-"""Every slow test runs in exactly one of the three thirds, and the table of slow tests names only existing tests."""
+"""Every slow test runs in exactly one of the six parts, and the table of slow tests names only existing tests."""
 
 import subprocess
 import sys
@@ -11,10 +11,10 @@ from tests.house.sources import ROOT
 IDS = [f"tests/{folder}/test_{name}.py::test_it[{case}]" for folder in "abc" for name in range(20) for case in range(9)]
 
 
-def test_a_third_depends_only_on_the_id_and_no_third_is_empty():
-    found = [tiers.third_of(id) for id in IDS]
-    assert found == [tiers.third_of(id) for id in IDS]
-    assert {third: found.count(third) > len(IDS) / 5 for third in range(tiers.THIRDS)} == dict.fromkeys(range(3), True)
+def test_a_part_depends_only_on_the_id_and_no_part_is_empty():
+    found = [tiers.part_of(id) for id in IDS]
+    assert found == [tiers.part_of(id) for id in IDS]
+    assert {part: found.count(part) > len(IDS) / 10 for part in range(tiers.PARTS)} == dict.fromkeys(range(6), True)
 
 
 def collect(*arguments):
@@ -38,20 +38,20 @@ def split_id(id):
     return function, case.removesuffix("]")
 
 
-def test_the_thirds_hold_every_slow_test_once():
-    """The command line selects the thirds, in a folder with tests of each third."""
+def test_the_parts_hold_every_slow_test_once():
+    """The command line selects the parts, in a folder with tests of each part."""
     every, slow = set(collect("tests/crash")), set(collect("tests/crash", "-m", "slow"))
-    parts = [set(collect("tests/crash", f"--slow-third={third}")) for third in range(tiers.THIRDS)]
+    parts = [set(collect("tests/crash", f"--slow-part={part}")) for part in range(tiers.PARTS)]
     assert set(collect("tests/crash", "-m", "not slow")) == every - slow
     assert all(every - slow < part for part in parts)
     assert sorted(id for part in parts for id in part & slow) == sorted(slow)
 
 
-def test_each_third_of_all_slow_tests_is_about_a_third(every_id):
+def test_each_part_of_all_slow_tests_is_about_a_sixth(every_id):
     slow = [id for id in every_id if tiers.is_slow(*split_id(id))]
     assert len(slow) > 100
-    for third in range(tiers.THIRDS):
-        assert len(slow) / 5 < sum(tiers.third_of(id) == third for id in slow) < len(slow) / 2
+    for part in range(tiers.PARTS):
+        assert len(slow) / 9 < sum(tiers.part_of(id) == part for id in slow) < len(slow) / 4
 
 
 def test_every_name_and_case_in_the_table_exists(every_id):
