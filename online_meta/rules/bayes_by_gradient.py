@@ -1,14 +1,10 @@
 """Amortised Bayesian meta-learning: adapt the mean and the deviation of every weight by variational inference."""
 
-from online_meta.batches import count_samples
 from online_meta.functional.normals import LOG_STD, draw_normal, require_log_std
 from online_meta.types import Batch, Carry, InnerRule, Normal, Params, Seen
 
-SIZE = "size"
-"""The name of the number of support samples in the rule's state."""
 
-
-def bayes_by_gradient(lr: float = 0.01, log_std: float = -3.0, kl_weight: float = 1.0) -> InnerRule:
+def bayes_by_gradient(lr: float = 0.01, log_std: float = -3.0, kl_weight: float = 1.0, draws: int = 1) -> InnerRule:
     """Return the rule that descends E_q[L(theta)] + kl_weight / n KL(q || p) (ABML: Ravi & Beatson, ICLR 2019).
 
     q = N(m, s^2) and the prior p = N(mu, sigma^2) have independent entries; mu are the meta-learned weights, and the
@@ -28,6 +24,8 @@ def bayes_by_gradient(lr: float = 0.01, log_std: float = -3.0, kl_weight: float 
         lr: inner learning rate, above 0.
         log_std: initial log(sigma), in -20 to 20. The smaller it is, the less weights move.
         kl_weight: the weight of the divergence, at least 0. With 0 and a small deviation, the rule is ``sgd``.
+        draws: the number of draws of theta, at least 1, over which a step averages. The query loss of a meta-gradient
+            is that of the mixture of as many.
 
     Returns:
         The rule.
@@ -40,25 +38,23 @@ def bayes_by_gradient(lr: float = 0.01, log_std: float = -3.0, kl_weight: float 
     require_log_std(log_std=log_std)
     if not kl_weight >= 0:
         raise ValueError(f"kl_weight is {kl_weight}: it is 0 or more, and 1 for the bound itself")
+    if draws < 1:
+        raise ValueError(f"draws is {draws}: it is 1 or more")
 
     def init(weights: Params) -> Params:
         return {_name_spread(name): weight.new_full(weight.shape, log_std) for name, weight in weights.items()}
 
     def start(rule: Params, phi: Params, support: Batch) -> Carry:
-        some = next(iter(phi.values()))
-        size = some.new_full((), count_samples(support)) if support.weight is None else support.weight.sum().to(some)
-        believed = {**phi, **{name: rule[name] for name in map(_name_spread, phi)}}
-        return Carry(believed, {**{f"prior.{name}": mean for name, mean in phi.items()}, SIZE: size})
+        return Carry({**phi, **{name: rule[name] for name in map(_name_spread, phi)}}, phi)
 
     def update(rule: Params, carry: Carry, seen: Seen, step: int) -> Carry:
-        share, moved = lr * kl_weight / carry.state[SIZE], dict(carry.phi)
-        for spread in rule:
-            name = spread.removesuffix(LOG_STD)
-            mean = carry.state[f"prior.{name}"]
+        share, moved = lr * kl_weight / seen.size, dict(carry.phi)
+        for name, mean in carry.state.items():
+            spread = _name_spread(name)
             pull = share * (-2.0 * rule[spread]).exp()
-            moved[name] = (carry.phi[name] - lr * seen.grads[name] + pull * mean) / (1.0 + pull)
+            moved[name] = (carry.phi[name] - lr / draws * seen.grads[name] + pull * mean) / (1.0 + pull)
             ratio = (2.0 * (carry.phi[spread] - rule[spread])).exp()
-            moved[spread] = carry.phi[spread] - lr * seen.grads[spread] - share * (ratio - 1.0)
+            moved[spread] = carry.phi[spread] - lr / draws * seen.grads[spread] - share * (ratio - 1.0)
         return Carry(moved, carry.state)
 
     return InnerRule(
@@ -67,6 +63,7 @@ def bayes_by_gradient(lr: float = 0.01, log_std: float = -3.0, kl_weight: float 
         update=update,
         view=_draw_weights,
         random="keyed",
+        particles=None if draws == 1 else lambda rule, weights: [_draw_weights(rule, weights) for _ in range(draws)],
     )
 
 

@@ -9,34 +9,24 @@ import online_meta as om
 from online_meta.functional.keyed import keyed, normal_like
 from online_meta.inner import run_inner_loop, see_support
 from online_meta.testing.compare import relative_error
-from online_meta.types import Seen
-from tests.numerics.linear_gaussian import NOISE, PRIOR, setting
+from tests.numerics.linear_gaussian import NOISE, PRIOR, draw_sigma_points, setting
 from tests.numerics.problems import problem
 
 
 @pytest.mark.parametrize("doubled", [False, True], ids=["samples", "weights of 2"])
-def test_the_fixed_point_is_the_mean_of_the_posterior_and_the_inverse_of_its_precision(doubled):
-    """Of all normal distributions with independent entries, this one is nearest (Bishop, 2006, eq. 10.15).
-
-    The expected gradient of a quadratic loss with the Hessian H is H (m - minimum) for the mean m, and s^2 diag(H) for
-    the logarithm of the deviation s.
-    """
+def test_the_fixed_point_is_the_mean_of_the_posterior_and_the_inverse_of_its_precision(monkeypatch, doubled):
+    """Of all normal distributions with independent entries, this one is nearest (Bishop, 2006, eq. 10.15)."""
     x = torch.tensor([[1.0, 0.3], [0.2, -0.9], [0.5, 0.8], [-1.1, 0.1]], dtype=torch.float64)
-    rule = om.rules.bayes_by_gradient(lr=1.0, log_std=math.log(PRIOR))
-    inner, weights, y = setting(x, rule, 0)
+    draws = draw_sigma_points(monkeypatch, 2)
+    rule = om.rules.bayes_by_gradient(lr=1.0, log_std=math.log(PRIOR), draws=draws)
+    inner, weights, y = setting(x, rule, 100)
     meta = inner.init(weights)
-    batch = om.Batch(x, y, torch.full((4,), 2.0).double() if doubled else None)
-    hessian, minimum = x.T @ x / NOISE**2 / 4, torch.linalg.lstsq(x, y).solution.T
-    carry = rule.start(meta.rule, meta.weights, batch)
-    for step in range(100):
-        mean, log_std = carry.phi["weight"], carry.phi["weight.log_std"]
-        grads = {"weight": (mean - minimum) @ hessian, "weight.log_std": (2 * log_std).exp() * hessian.diag()}
-        carry = rule.update(meta.rule, carry, Seen(torch.zeros(()).double(), grads), step)
+    phi = run_inner_loop(inner, meta, om.Batch(x, y, torch.full((4,), 2.0).double() if doubled else None)).phi
     times = 2 if doubled else 1
     precision = times * x.T @ x / NOISE**2 + torch.eye(2, dtype=torch.float64) / PRIOR**2
     mean = torch.linalg.solve(precision, times * x.T @ y / NOISE**2 + weights["weight"].T / PRIOR**2)
-    torch.testing.assert_close(carry.phi["weight"], mean.T, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close((-2 * carry.phi["weight.log_std"]).exp(), precision.diag()[None], rtol=1e-10, atol=0)
+    torch.testing.assert_close(phi["weight"], mean.T, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close((-2 * phi["weight.log_std"]).exp(), precision.diag()[None], rtol=1e-10, atol=0)
 
 
 def test_a_step_sees_the_gradient_of_a_draw():
@@ -90,6 +80,7 @@ def test_a_tight_prior_holds_the_weights_and_does_not_diverge():
     [
         ({"log_std": 21.0}, "log_std is 21.0: the logarithm of a standard deviation is in -20 to 20"),
         ({"kl_weight": -1.0}, "kl_weight is -1.0: it is 0 or more"),
+        ({"draws": 0}, "draws is 0: it is 1 or more"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
