@@ -258,7 +258,7 @@ def _run_without_python(graph: GraphModule, leaves: tuple[Tensor, ...]) -> Calla
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            script: Any = torch.jit.trace(graph, leaves, check_trace=False)  # type: ignore[no-untyped-call]
+            script: Callable[..., Any] = torch.jit.trace(graph, leaves, check_trace=False)  # type: ignore[no-untyped-call]
         for _ in range(WARM_UP_CALLS):
             script(*leaves)
     except RuntimeError as error:  # It does not have every operation, such as a view as another dtype.
