@@ -112,8 +112,12 @@ def wait_until_published(daemon: Daemon, round: int) -> None:
     wait_for(f"the leader after {round} rounds is published", look)
 
 
+ALONE = ("pool.aggregation=none", "regret.baselines=[]", "regret.comparator=[]", "inner.answer_steps=[]")
+"""One learner plays: a process records its answers in a second, and those of the pool in many."""
+
+
 def test_a_process_answers_as_the_daemon_does_and_survives_its_end(tmp_path: Path) -> None:
-    with running_daemon(write_sinusoid(tmp_path)) as daemon:
+    with running_daemon(write_sinusoid(tmp_path), *ALONE) as daemon:
         daemon.submit(*range(4))
         wait_until_published(daemon, 4)
         own = ask_everything(daemon)
