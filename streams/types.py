@@ -4,14 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from online_meta.types import Batch, Prediction, Tensors
-
-Oracle = Callable[[Batch, Tensors], Prediction]
-"""(support set, inputs of the query set) -> the distribution of their targets, exactly, given how a source draws tasks.
-
-It is the exact Bayes predictor: no answer has a smaller mean negative log-likelihood on tasks of the source.
-"""
-
 REASONS = {
     "bad_id": "the id is empty, too long, or not letters, digits, '.', '_', ':' and '-' after a letter or digit",
     "too_large": "more bytes, samples or numbers than the limits allow",

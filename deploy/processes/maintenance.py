@@ -92,7 +92,7 @@ if __name__ == "__main__":
 CHECK_SECONDS = 1.0
 
 
-STOP_SECONDS = 10.0
+STOP_SECONDS = 30.0
 """How long a drain waits for the segment in progress; after that the process is killed, which loses no data."""
 
 

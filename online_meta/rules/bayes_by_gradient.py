@@ -24,8 +24,7 @@ def bayes_by_gradient(lr: float = 0.01, log_std: float = -3.0, kl_weight: float 
         lr: inner learning rate, above 0.
         log_std: initial log(sigma), in -20 to 20. The smaller it is, the less weights move.
         kl_weight: the weight of the divergence, at least 0. With 0 and a small deviation, the rule is ``sgd``.
-        draws: the number of draws of theta, at least 1, over which a step averages. The query loss of a meta-gradient
-            is that of the mixture of as many.
+        draws: the draws of theta, at least 1, that a step averages; a query loss is that of the mixture of as many.
 
     Returns:
         The rule.

@@ -19,7 +19,7 @@ The kind is the name of the file: ``[[source]] kind = "<file>"``. A file defines
     ``spec`` differs (``streams.spec.require_same``).
 
 ``oracle(settings) -> Oracle``
-    Optional (``streams.types.Oracle``): returns the exact Bayes predictor of a source that generates its tasks. The
+    Optional: returns the exact Bayes predictor of a source that generates its tasks. The
     comparator ``bayes`` measures regret against it. It computes in float64, and its prediction is a distribution of
     each target given the support set, which may be empty, and given how the source draws its tasks. It raises
     ``ValueError`` for settings or tasks that it has no exact answer to.
@@ -54,6 +54,16 @@ A ``TaskSource`` (``streams.types``) keeps this contract:
 ``listen_for_gaps(listener)``
     Optional (``streams.types.ReportsGaps``): a source whose broker deletes entries, by age or size, notices entries
     that were deleted before they were read, logs them once with their range, and calls the listener with each ``Gap``.
+"""
+
+from collections.abc import Callable
+
+from online_meta.types import Batch, Prediction, Tensors
+
+Oracle = Callable[[Batch, Tensors], Prediction]
+"""(support set, inputs of the query set) -> the distribution of their targets, exactly, given how a source draws tasks.
+
+It is the exact Bayes predictor: no answer has a smaller mean negative log-likelihood on tasks of the source.
 """
 
 FUNCTION = "create_source"

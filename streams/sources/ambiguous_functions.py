@@ -18,10 +18,11 @@ from online_meta.outcomes._normal import std_to_scale
 from online_meta.prediction import point
 from online_meta.replay import generator
 from online_meta.types import Batch, Prediction, Task, Tensors
+from streams.sources import Oracle
 from streams.sources._exact import read_samples
 from streams.sources._synthetic import FAMILIES, SPEC, Family, Reals, SyntheticSource, sample_task
 from streams.spec import TaskSpec, require_same
-from streams.types import Oracle, TaskSource
+from streams.types import TaskSource
 
 __all__ = ["SPEC", "Settings", "create_source", "draw_function", "make_task", "oracle"]
 

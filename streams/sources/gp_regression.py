@@ -12,10 +12,11 @@ from torch import Tensor
 
 from online_meta.replay import generator
 from online_meta.types import Batch, Prediction, Task, Tensors
+from streams.sources import Oracle
 from streams.sources._exact import predict_normal, read_samples, require_noise
 from streams.sources._synthetic import SPEC, SyntheticSource
 from streams.spec import TaskSpec, require_same
-from streams.types import Oracle, TaskSource
+from streams.types import TaskSource
 
 __all__ = ["SPEC", "Settings", "create_source", "make_task", "oracle"]
 

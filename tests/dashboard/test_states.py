@@ -152,7 +152,7 @@ def test_a_failing_check_is_shown_everywhere_and_nothing_is_green(visit: Open) -
     colours = "(one) => [getComputedStyle(one).color, getComputedStyle(document.querySelector('.note')).color]"
     trend = shown.page.locator('[data-field="loss-trend"]')
     assert len(set(trend.evaluate(colours))) == 1, "the falling loss is not praised"
-    shown.text("health-summary").to_have_text("Health: 2 of 15 checks need attention")
+    shown.text("health-summary").to_have_text("Health: 2 of 16 checks need attention")
     expect(health).to_have_attribute("open", "")
     first = health.locator("tbody tr").first
     expect(first).to_contain_text("Disk")

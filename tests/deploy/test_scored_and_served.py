@@ -269,7 +269,8 @@ def test_the_recorded_loss_is_that_of_the_answer_that_was_served(
 
 
 def test_every_outcome_is_served() -> None:
-    assert {*registry.names(online_meta.outcomes)} <= OUTCOMES.keys()
+    of_dicts = {"gaussian_mixture"}  # The networks here give one tensor.
+    assert {*registry.names(online_meta.outcomes)} - of_dicts <= OUTCOMES.keys()
 
 
 def test_what_another_learner_has_published_is_not_served(tmp_path: Path) -> None:

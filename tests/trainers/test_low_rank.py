@@ -140,7 +140,7 @@ def test_a_separate_process_adapts_the_low_rank_leader_of_a_run(tmp_path):
     meta = setup.engine(setup.start).meta()
     (tmp_path / "leader.safetensors").write_bytes(encode_leader(pack_meta(meta), 3))
     adapter = Adapter(chosen, tmp_path / "leader.safetensors")
-    found, round = adapter.predict(tasks[0].support, tasks[0].query.x)
+    found, round, _ = adapter.predict(tasks[0].support, tasks[0].query.x)
     right = setup.inner.loss.output(setup.inner.adapt(meta, tasks[0].support), tasks[0].query.x)
     assert round == 3
     assert torch.equal(found[0].outputs[0], right)

@@ -27,6 +27,7 @@ from trainers.journal.run_files import RunFiles
 from trainers.journal.tuning_log import settings_of_checkpoint
 from trainers.learner_settings import Decision, lead_settings, list_learners, obey_decisions
 from trainers.loop.rounds import play_rounds
+from trainers.seen_inputs import SEEN
 from trainers.settings import (
     CheckpointSettings,
     InnerSettings,
@@ -112,7 +113,7 @@ def test_what_is_behind_is_dropped_and_what_wins_leads(raced: tuple[Path, dict[s
         race = observe(race, {name: line["learners"][name]["loss_after"] for name in race.racing})
     after = records[made[-1]["round"]]
     assert [*after["learners"]] == ["ftml", "ftml@4", "constant", "pool"]
-    assert [*load_latest(RunFiles(folder).checkpoints).learners] == ["ftml", "constant", "pool"]
+    assert [*load_latest(RunFiles(folder).checkpoints).learners] == ["ftml", "constant", "pool", SEEN]
 
 
 def test_what_has_won_is_bit_identical_to_a_run_with_its_settings(
@@ -227,7 +228,7 @@ def test_what_is_served_is_what_is_scored_after_a_race(
         folder, settings = tmp_path, dataclasses.replace(SETTINGS, pool=PoolSettings())
         play(tmp_path, lines_history, ROUNDS, settings)
     adapter, task = Adapter(settings, RunFiles(folder).leader), make_line(ROUNDS)
-    prediction, rounds = adapter.predict(task.support, task.query.x)
+    prediction, rounds, _ = adapter.predict(task.support, task.query.x)
     with opened(folder, lines_history, settings) as run:
         scores = {name: one.scores(task) for name, one in run.learners.items() if name != "pool"}
         served = run.answering.answer(run.answering.learner.state(), task.support, task.query.x)

@@ -16,7 +16,7 @@ from online_meta.learners import LearnerContext
 from online_meta.prediction import loss_of
 from online_meta.regret.ledger import Comparator, is_finite_loss
 from online_meta.types import Params, Task
-from streams.types import Oracle
+from streams.sources import Oracle
 from trainers.comparators import ComparatorUnavailable, RefreshRequest, RefreshResult, always_continue
 from trainers.comparators._sampling import list_unread_rounds
 from trainers.settings import RegretSettings

@@ -7,8 +7,8 @@ from deploy.telemetry.metrics import Instruments, Metric, MetricState
 METRICS = (
     Metric("online_meta_nll_nats", "gauge", "Negative log-likelihood of a query row, last 100 rounds.", ("learner",)),
     Metric("online_meta_nll_rounds", "gauge", "Rounds that the calibration is over.", ("learner",)),
-    Metric("online_meta_coverage_ratio", "gauge", "Share of targets in the central interval.", ("learner", "level")),
-    Metric("online_meta_calibration_error_ratio", "gauge", "Distance of shares from probabilities.", ("learner",)),
+    Metric("online_meta_coverage_ratio", "gauge", "Share of targets in their interval, 0 to 1.", ("learner", "level")),
+    Metric("online_meta_calibration_error_ratio", "gauge", "Shares against probabilities, 0 to 1.", ("learner",)),
     Metric("online_meta_sharpness", "gauge", "Mean standard deviation of predictions, units of y.", ("learner",)),
 )
 

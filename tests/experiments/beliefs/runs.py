@@ -14,7 +14,7 @@ from online_meta.prediction import mean_of, nll_of
 from online_meta.regret.calibration import add, count_calibration
 from online_meta.types import Batch, Calibration, Learner, Prediction, Task
 from online_meta.uncertainty import quantiles_of
-from streams.types import Oracle
+from streams.sources import Oracle
 from tests.experiments.common.playing import play_stream
 from tests.experiments.common.tables import Row, load_row, save_row
 from trainers.settings import TrainerSettings
