@@ -4,13 +4,13 @@ from collections.abc import Callable
 from functools import partial
 from statistics import fmean
 
+from tests.experiments.beliefs.neural import list_processes
 from tests.experiments.beliefs.page import Bar, cover
 from tests.experiments.beliefs.runs import Contestant
 from tests.experiments.beliefs.table import Table, make_command, render_table
 from tests.experiments.common.tables import Row
 
 SAMPLES = ("inner.posterior=samples", "inner.samples=10")
-PROCESS = ("inner.rule=encode", "inner.steps=0", "model.loss=gaussian", "model.loss_options={}", "inner.lr=0.001")
 CONTESTANTS = {
     "maml": Contestant("MAML, fixed noise", ("inner.rule=sgd",)),
     "maml_learned_noise": Contestant(
@@ -53,41 +53,7 @@ CONTESTANTS = {
             "inner.samples=5",
         ),
     ),
-    "cnp": Contestant(
-        "conditional neural process",
-        (*PROCESS, 'inner.fast=["context"]', "model.args={inputs=1, outputs=2, hidden=[64, 64], context=64}"),
-    ),
-    "np": Contestant(
-        "neural process",
-        (
-            *PROCESS,
-            "inner.options={latent=true}",
-            'inner.fast=["context"]',
-            *SAMPLES,
-            "meta.gradient=variational",
-            "model.args={inputs=1, outputs=2, hidden=[64, 64], context=16}",
-        ),
-    ),
-    "attentive": Contestant(
-        "attentive neural process",
-        (
-            *PROCESS,
-            "inner.options={attention=true}",
-            'inner.fast=["keys", "values"]',
-            "model.build=trainers.models:attentive_decoder",
-            "model.args={inputs=1, outputs=2, hidden=[64, 64], width=64}",
-        ),
-    ),
-    "transformer": Contestant(
-        "transformer neural process",
-        (
-            *PROCESS,
-            "inner.options={in_context=true}",
-            'inner.fast=["rows"]',
-            "model.build=trainers.models:in_context_transformer",
-            "model.args={inputs=1, outputs=2, width=32}",
-        ),
-    ),
+    **list_processes(),
 }
 """The learners of the table, by name."""
 
