@@ -236,7 +236,7 @@ class Inference(NamedTuple):
 
     Attributes:
         prior: p(theta | D) of the support set D, from which the rule itself draws.
-        posterior: q(theta | E), which is told more than the rule is.
+        posterior: q(theta | E), from which training draws; its evidence E includes the query set.
         evidence: E: the "query" set alone, or "both" sets.
         sees: what both read of a set. "samples": theta is drawn by the rule's ``start``, and the gradients given are
             {}. "gradient": they are given the gradient of the loss, and step 0 of the rule draws theta.
