@@ -115,7 +115,7 @@ def _place_nodes(noise: float, samples: int, density: float) -> tuple[Nodes, ...
 
 
 def _nodes_of(family: Family, *panels: int) -> Nodes:
-    """Return the product of two rules, each of so many equal panels."""
+    """Return the product of two Gauss-Legendre rules; ``panels`` are the numbers of equal panels of each."""
     places, weights = np.polynomial.legendre.leggauss(PANEL)
     shares = [((np.arange(count)[:, None] + (places + 1) / 2) / count).ravel() for count in panels]
     each = [np.tile(weights / 2 / count, count) for count in panels]
@@ -132,7 +132,7 @@ def oracle(settings: Settings) -> Oracle:
     distributions of their parameters v.
 
     Raises:
-        ValueError: if the noise is so small, or the samples so many, that the integral would be too large.
+        ValueError: if the noise is too small, or there are too many samples, to compute the integral.
     """
     _place_nodes(settings.noise, settings.support + 1, NODES_PER_DEVIATION)
     return partial(_predict, settings.noise)
