@@ -57,9 +57,8 @@ def encode(
         lr: inner learning rate of the steps, above 0.
         width: of the hidden layers, at least 1.
         depth: the number of hidden layers of h and of k, at least 1.
-        features: the number of entries of x, and of y, that the encoder distinguishes, at least 1. If there are more,
-            entries whose distance is a multiple of this number are summed with alternating signs (Weinberger et al.,
-            ICML 2009). Integers, but bytes, are categories.
+        features: the number of entries of x, and of y, to distinguish, at least 1. Entries at a distance of a multiple
+            are summed with alternating signs (Weinberger et al., ICML 2009). Integers, but bytes, are categories.
         attention: whether support samples become rows of ``keys`` and ``values``, which ``fast`` has to match.
         latent: whether all other weights that adapt are drawn.
         in_context: whether support samples become ``rows``, which ``fast`` has to match.
