@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 Program = Callable[..., tuple[Tensor, ...]]
 """A sum over stacked tasks whose arguments and results are the flattened tensors, in the order of their trees."""
@@ -26,6 +27,9 @@ CACHE_BYTES = 2 * 10**9
 """The size of the cache above which programs leave it, those first that were not used for the longest time."""
 
 LOCK = "compiling.lock"
+
+PROFILED = "compiled program"
+"""The name of a call of a compiled program in torch's profiles, where its kernels have none."""
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +99,12 @@ def load_program(place: Path | Programs, digest: str) -> Program | None:
     except RuntimeError as error:
         log.warning("%s cannot be loaded and is compiled again: %s", path, str(error).partition("\n")[0])
         return None
-    return lambda *leaves: tuple(loader.boxed_run([*leaves]))
+
+    def run(*leaves: Tensor) -> tuple[Tensor, ...]:
+        with record_function(PROFILED):
+            return tuple(loader.boxed_run([*leaves]))
+
+    return run
 
 
 def has_program(place: Path | Programs, digest: str) -> bool:

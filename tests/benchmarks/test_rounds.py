@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import time
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tests.benchmarks.networks import sinusoid_mlp
 from tests.benchmarks.rounds import __main__ as program
 from tests.benchmarks.rounds.cold import SETTLED, Start, time_process
 from tests.benchmarks.rounds.game import Game, draw_rounds, find_difference, load_order, save_order
+from tests.benchmarks.rounds.kernels import profile_rounds
 from tests.benchmarks.rounds.page import Figure, render
 from tests.benchmarks.rounds.parts import ALONE, DRAWN, TOLERANCE, compare_turns, describe_losses, make_sinusoids
 from tests.benchmarks.rounds.players import OurPlayer, make_order, read_settings, take_turns
@@ -157,6 +159,23 @@ def test_a_process_that_fails_is_named_by_its_last_line():
     assert seconds > 0
     with pytest.raises(RuntimeError, match=r"^why$"):
         time_process([sys.executable, "-c", "raise SystemExit('first\\nwhy')"], {})
+
+
+def test_operations_that_others_call_count_once_and_waiting_is_outside():
+    one = torch.ones(300, 300)
+
+    def compute(rounds):
+        for _ in range(rounds):
+            torch.einsum("ij,jk->ik", one, one)  # calls bmm, which calls others
+
+    def wait(rounds):
+        compute(rounds)
+        time.sleep(0.02 * rounds)
+
+    busy, waiting = profile_rounds(compute, 30), profile_rounds(wait, 30)
+    assert 0 < busy.inside <= busy.seconds
+    assert 0 < waiting.inside <= waiting.seconds - 0.02
+    assert waiting.outside == 1 - waiting.inside / waiting.seconds
 
 
 def test_the_page_has_all_figures_and_says_what_failed(monkeypatch, tmp_path):

@@ -1,7 +1,8 @@
 """The parts of the benchmark: each is measured, and returns its times and figures."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +16,7 @@ from tests.benchmarks.race import describe_spread
 from tests.benchmarks.ranks import time_ranks
 from tests.benchmarks.rounds.cold import SETTLED, Start, time_jax, time_replay
 from tests.benchmarks.rounds.game import find_difference, save_order
+from tests.benchmarks.rounds.kernels import profile_rounds
 from tests.benchmarks.rounds.page import Figure
 from tests.benchmarks.rounds.players import (
     WARM_UP,
@@ -26,10 +28,12 @@ from tests.benchmarks.rounds.players import (
     read_settings,
     take_turns,
 )
+from tests.benchmarks.works import image_task
 from tests.experiments.pool_cost import LONE, WORKS
 from tests.experiments.round_cost.page import compute_growth
 from tests.experiments.round_cost.runs import call_in_new_process, make_settings, make_state, time_rounds
 from tests.support.runs import fill
+from trainers.loop.run import Run
 
 ALONE = ("regret.comparator=[]", *LONE)
 """FTML alone."""
@@ -41,6 +45,10 @@ TITLES = {"k1": "K = 1, 25 tasks, 1 step", "k5": "K = 5, 10 tasks, 5 steps"}
 DRAWN, TOLERANCE = 5, 1e-4
 """Losses are compared up to this round after the first one that draws what it revisits, for rounding adds up at kinks;
 and the largest relative difference of the losses."""
+DEMO_TASK = (10, 1, 2)
+"""Classes, support images and query images of a class, as in the demo."""
+STOCHASTIC, DETERMINISTIC = ("platipus", "bayes_by_gradient"), "sgd"
+"""Rules that draw all weights, in the first step and in each one, and the rule without draws."""
 LEAST_ROWS, MOST_ROWS = 14, 67
 """Rows of a task of varying size, support and query set together."""
 POLICY = "uniform"
@@ -154,22 +162,70 @@ def measure_rounds(game: str, goal: float, setting: Setting) -> Part:
 
 def measure_pool(name: str, overrides: Sequence[str], title: str, goal: float, setting: Setting) -> Part:
     """Play rounds with the default pool in turns with FTML alone; ``name`` is that of a work of the pool's cost."""
+    players = {"default pool": tuple(overrides), "FTML alone": (*overrides, *LONE)}
+    seconds, runs = play_in_turns(name, players, setting)
+    learners = len(runs["default pool"].learners)
+    about = [f"The pool mixes the answers of the {learners} learners that play by default, itself counted."]
+    return compare_turns(f"The default pool: {title}", about, seconds, f"default pool / FTML alone: {title}", goal)
+
+
+def measure_draws(name: str, overrides: Sequence[str], title: str, goal: float, setting: Setting) -> Part:
+    """Play rounds with rules that draw weights in turns with gradient descent, FTML alone."""
+    players = {rule: (*overrides, *LONE, f"inner.rule={rule}") for rule in (*STOCHASTIC, DETERMINISTIC)}
+    seconds, _ = play_in_turns(name, players, setting)
+    figures = []
+    for rule in STOCHASTIC:
+        ratio, spread = describe_spread([a / b for a, b in zip(seconds[rule], seconds[DETERMINISTIC], strict=True)])
+        figures.append(Figure(f"{rule} / {DETERMINISTIC}: {title}", ratio, goal, spread=spread)._asdict())
+    about = [f"{', '.join(f'`{rule}`' for rule in STOCHASTIC)} draw weights by key, and `{DETERMINISTIC}` draws none."]
+    return {"title": f"Rules that draw: {title}", "about": about, "rows": list_rows(seconds), "figures": figures}
+
+
+def play_in_turns(
+    name: str, players: Mapping[str, Sequence[str]], setting: Setting
+) -> tuple[dict[str, list[float]], dict[str, Run]]:
+    """Let two configurations of a work play in turns; return the seconds of a round in each turn, and their runs."""
     scale, folder, work = setting.scale, setting.folder, WORKS[name]
     rounds, warm_up, warm_ups = (scale.images, 3, 1) if work.ways else (scale.pool_rounds, WARM_UP, WARM_UPS)
     tasks = work._replace(rounds=warm_up * warm_ups + scale.turns * rounds).make()
-    history, settings = make_history(folder / "history", tasks), (*work.overrides, *overrides)
-    with (
-        OurPlayer(read_settings(settings, work.file), history, folder / "pool") as pool,
-        OurPlayer(read_settings((*settings, *LONE), work.file), history, folder / "alone") as alone,
-    ):
-        for player in (pool, alone):
+    history = make_history(folder / "history", tasks)
+    with ExitStack() as stack:
+        playing = {
+            player: stack.enter_context(
+                OurPlayer(read_settings((*work.overrides, *overrides), work.file), history, folder / f"{place}")
+            )
+            for place, (player, overrides) in enumerate(players.items())
+        }
+        for player in playing.values():
             setting.log("programs are compiled")
             player.warm_up(warm_up, warm_ups)
-        turns = {"default pool": pool.turn, "FTML alone": alone.turn}
+        turns = {name: player.turn for name, player in playing.items()}
         seconds = take_turns(turns, scale.turns, rounds, setting.log)
-        learners = len(pool.run.learners)
-    about = [f"The pool mixes the answers of the {learners} learners that play by default, itself counted."]
-    return compare_turns(f"The default pool: {title}", about, seconds, f"default pool / FTML alone: {title}", goal)
+        return seconds, {name: player.run for name, player in playing.items()}
+
+
+def measure_kernels(goal: float, setting: Setting) -> Part:
+    """Profile rounds of the demo's work, FTML alone: what is not in torch's operations and programs."""
+    scale, folder = setting.scale, setting.folder
+    rounds = WARM_UP * 2 + scale.turns * scale.images
+    history = make_history(folder / "history", (image_task(*DEMO_TASK, seed) for seed in range(rounds)))
+    settings = read_settings(ALONE, "demo.toml")
+    with OurPlayer(settings, history, folder / "run") as player:
+        player.warm_up(times=2)
+        setting.log("programs are compiled")
+        shares = []
+        for number in range(scale.turns):
+            setting.log(f"turn {number + 1} of {scale.turns}")
+            shares.append(profile_rounds(player.turn, scale.images))
+        batching = player.read_batching()
+    share, spread = describe_spread([one.outside for one in shares])
+    seconds = {
+        "a round, profiled": [one.seconds for one in shares],
+        "of it in operations and programs": [one.inside for one in shares],
+    }
+    about = [f"FTML alone. Meta-gradients are summed as: {', '.join(batching.values()) or 'loop'}."]
+    figure = Figure("share of a round outside of torch's operations: demo's Conv4", share, goal, spread=spread)
+    return {"title": "Kernels", "about": about, "rows": list_rows(seconds), "figures": [figure._asdict()]}
 
 
 def measure_first_rounds(game: str, goal: float, setting: Setting) -> Part:
