@@ -94,6 +94,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_a_failing_compiler_is_reported_and_work_continues": NONE,
     "test_a_program_with_constants_is_compiled": NONE,
     "test_compiled_second_derivatives_of_batch_normalisation_are_right": NONE,
+    "test_a_program_that_draws_by_key_is_compiled": NONE,
     "test_a_program_is_recorded_as_make_fx_records_it": ("mlp_tanh", "layer_norm"),
     "test_plans_in_chunks_are_benchmarked_in_chunks": NONE,
     "test_a_program_computes_repeated_work_once": NONE,

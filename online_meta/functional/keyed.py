@@ -155,8 +155,7 @@ def _draw_uniform(like: Tensor, count: int) -> Tensor:
             'numbers are drawn only while a rule or a loss is run that says so: random="keyed", or keyed(...)'
         )
     first, stream.drawn = stream.drawn + 1, stream.drawn + count
-    places = torch.arange(first, first + count, device=like.device) * _signed(GOLDEN_GAMMA)
-    bits = _mix(_key_of(stream).to(like.device) + places)
+    bits = _mix(_key_of(stream).to(like.device) + _space_out(first, count, like.device))
     # An odd multiple of half the spacing is exact in the dtype, and neither 0 nor 1.
     digits, dtype = (52, torch.float64) if like.dtype == torch.float64 else (23, torch.float32)
     return (_shift_right(bits, 64 - digits).to(dtype) + 0.5) * 2.0**-digits
@@ -182,8 +181,7 @@ def _hash_batch(stream: _Stream) -> Tensor:
     if batch.weight is not None:
         return _mix(_sum_counted(leaves, batch.weight.detach()) ^ stream.salt)
     bits = torch.cat([leaf.flatten() for leaf in leaves])
-    places = torch.arange(1, len(bits) + 1, device=bits.device) * _signed(GOLDEN_GAMMA)
-    return _mix(_mix(bits + places).sum() ^ stream.salt)
+    return _mix(_mix(bits + _space_out(1, len(bits), bits.device)).sum() ^ stream.salt)
 
 
 def _sum_counted(leaves: list[Tensor], weight: Tensor) -> Tensor:
@@ -209,6 +207,12 @@ def _bits_of(tensor: Tensor) -> Tensor:
         return tensor.to(torch.int64)
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     return tensor.view(integers[tensor.dtype.itemsize]).to(torch.int64)
+
+
+def _space_out(first: int, count: int, device: torch.device) -> Tensor:
+    """Return ``first``, ..., ``first + count - 1`` times the golden gamma, modulo 2^64."""
+    # The compiler computes the multiples of an arange exactly, and fails if they exceed 64 bits. ^ 0 stops this.
+    return (torch.arange(first, first + count, device=device) ^ 0) * _signed(GOLDEN_GAMMA)
 
 
 def _mix(bits: Tensor) -> Tensor:

@@ -78,27 +78,50 @@ class TaskStack:
         self._signature = ""
         self.is_full = False
 
+    @property
+    def task_bytes(self) -> int:
+        """The bytes of a task; 0 if there is none yet."""
+        return 0 if self._rows is None else sum(leaf[0].nbytes for leaf in tree_leaves(self._rows))
+
     def add(self, round: int, task: Task) -> None:
         """Keep a copy of the task of a round, if there is room for it and its signature is that of the others."""
-        if round in self._position:
-            return
-        if self._rows is None:
-            self._signature = signature_of(task)
-            self._rows = map_tensors(lambda leaf: leaf.new_empty((FIRST_ROWS, *leaf.shape)), task)
-        elif signature_of(task) != self._signature:
-            return
-        row = len(self._position)
-        if row == len(first_tensor(self._rows.support.x)):
-            self._grow(self._rows)
-            if self.is_full:
-                return
-        self._position[round] = row
+        if round not in self._position:
+            self.add_all([round], map_tensors(lambda leaf: leaf[None], task))
 
-        def write(leaf: Tensor, value: Tensor) -> Tensor:
-            leaf[row] = value
+    def add_all(self, rounds: Sequence[int], tasks: Task) -> None:
+        """Keep copies of the tasks of rounds, stacked along a new first dimension, as ``add`` does of each."""
+        new = [*{round: at for at, round in enumerate(rounds) if round not in self._position}.values()]
+        if not new:
+            return
+        one = map_tensors(lambda leaf: leaf[new[0]], tasks)
+        if self._rows is None:
+            self._signature = signature_of(one)
+            self._rows = map_tensors(lambda leaf: leaf.new_empty((FIRST_ROWS, *leaf.shape)), one)
+        elif signature_of(one) != self._signature:
+            return
+        while new:
+            row = len(self._position)
+            room = len(first_tensor(self._rows.support.x)) - row
+            if not room:
+                self._grow(self._rows)
+                if self.is_full:
+                    return
+                continue
+            chosen, new = new[:room], new[room:]
+            self._write(self._rows, tasks, row, chosen)
+            self._position |= {rounds[at]: row + place for place, at in enumerate(chosen)}
+
+    @staticmethod
+    def _write(rows: Task, tasks: Task, row: int, chosen: list[int]) -> None:
+        """Copy the chosen ones of stacked tasks into the rows from ``row`` on."""
+        in_turn = chosen == [*range(chosen[0], chosen[0] + len(chosen))]
+        places = slice(chosen[0], chosen[0] + len(chosen)) if in_turn else chosen
+
+        def write(leaf: Tensor, values: Tensor) -> Tensor:
+            leaf[row : row + len(chosen)] = values[places]
             return leaf
 
-        map_tensors(write, self._rows, task)
+        map_tensors(write, rows, tasks)
 
     def _grow(self, rows: Task) -> None:
         """Make room for twice as many tasks."""

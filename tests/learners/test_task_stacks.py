@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
+from online_meta.batches import map_tensors
 from online_meta.batching.plan import ExecutionPlan, signature_of
 from online_meta.batching.task_sum import TaskSum, is_finite
 from online_meta.replay._task_stacks import FIRST_ROWS, TaskStack
@@ -55,6 +56,19 @@ def test_it_grows_up_to_its_limit():
     last = 2 * FIRST_ROWS - 1
     assert is_equal(stack.find([last])[0], TASKS[last % len(TASKS)])
     assert stack.find([last + 1]) is None
+
+
+def test_stacked_tasks_are_kept_as_each_alone():
+    stack = TaskStack(1 << 30)
+    stack.add(3, TASKS[3])
+    rounds = [*range(3 * FIRST_ROWS), 5]
+    stacked = map_tensors(lambda *leaves: torch.stack(leaves), *(TASKS[round % len(TASKS)] for round in rounds))
+    stack.add_all(rounds, stacked)
+    found = stack.find(rounds)
+    assert all(is_equal(one, TASKS[round % len(TASKS)]) for one, round in zip(found, rounds, strict=True))
+    stack.add(3 * FIRST_ROWS, TASKS[1])
+    assert is_equal(stack.find([3 * FIRST_ROWS])[0], TASKS[1])
+    assert is_equal(stack.find([3 * FIRST_ROWS - 1])[0], TASKS[(3 * FIRST_ROWS - 1) % len(TASKS)])
 
 
 @pytest.mark.parametrize("rows", [3, 4, 6])

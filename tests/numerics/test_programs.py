@@ -314,3 +314,18 @@ def test_compiled_second_derivatives_of_batch_normalisation_are_right(tmp_path):
     program = compile_now(record(gradient, meta, tasks), Programs(tmp_path / "run", tmp_path / "cache"))
     right = sum_in_loop(gradient, meta, group)
     assert autotune.relative_error(as_stacked_sum(program)(meta, *given), right) < 1e-12
+
+
+def test_a_program_that_draws_by_key_is_compiled(tmp_path):
+    torch.manual_seed(0)
+    module = nn.Linear(2, 1).double()
+    rule = om.rules.bayes_by_gradient(log_std=-1.0)
+    inner = om.Inner(om.model_loss(module, "mse"), rule, 1)
+    gradient, meta = om.first_order(inner), inner.init(dict(module.named_parameters()))
+    batches = [om.Batch(torch.randn(5, 2).double(), torch.randn(5, 1).double()) for _ in range(4)]
+    tasks = [om.Task(*batches[:2]), om.Task(*batches[2:])]
+    group = Group(signature_of(tasks[0]), tasks, [1.0] * 2)
+    given = stack(group, 2, next(iter(meta.weights.values())))
+    program = compile_now(record(gradient, meta, tasks), Programs(tmp_path / "run", tmp_path / "cache"))
+    right = sum_in_loop(gradient, meta, group)
+    assert autotune.relative_error(as_stacked_sum(program)(meta, *given), right) < 1e-12

@@ -10,12 +10,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from online_meta.batches import map_tensors
 from online_meta.types import Task
 from streams.formats import wire
 from streams.history import ledger
 from streams.history.archive import segment
 from streams.history.errors import HistoryDamaged
-from streams.history.history import History, decode_view
+from streams.history.history import History, decode_view, stack_views
 from streams.history.sealing import SealingSettings, evict_payloads, seal_next
 from streams.spec import TaskSpec
 from streams.types import Record
@@ -109,6 +110,37 @@ def test_a_view_of_a_payload_equals_its_decoding(spec: TaskSpec, support: int, q
     assert wire.encode(found) == payload
     with pytest.raises(ValueError, match="not a stored task"):
         decode_view(payload[:-1])
+
+
+@settings(max_examples=50, deadline=None)
+@given(specs(), st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), max_size=6), st.integers(0, 2**32))
+def test_stacked_views_are_the_tasks_of_all_payloads(spec: TaskSpec, sizes: list[tuple[int, int]], seed: int) -> None:
+    tasks = [Task(batch_of(spec, support, seed), batch_of(spec, query, seed + 1)) for support, query in sizes]
+    found: dict[int, Task] = {}
+    for chosen, stacked in stack_views([wire.encode(task) for task in tasks]):
+        assert len({sizes[at] for at in chosen}) == 1
+        found |= {at: map_tensors(lambda leaf, row=row: leaf[row], stacked) for row, at in enumerate(chosen)}
+    assert [*sorted(found)] == [*range(len(tasks))]
+    assert all(wire.encode(found[at]) == wire.encode(task) for at, task in enumerate(tasks))
+
+
+def test_a_payload_among_others_that_is_invalid_is_refused(filled: History) -> None:
+    with pytest.raises(ValueError, match="not a stored task"):
+        stack_views([*filled.payloads([1, 2]), b"\0" * 8])
+
+
+def test_the_stacks_of_rounds_name_their_rounds(filled: History) -> None:
+    ((rounds, tasks),) = filled.stacks([7, 2, 7])
+    assert rounds == [7, 2, 7]
+    assert same(map_tensors(lambda leaf: leaf[1], tasks.support), filled[2].support)
+    assert filled.stacks([]) == []
+
+
+def test_a_round_that_cannot_be_stacked_is_named(filled: History, make_record: Make) -> None:
+    body = b"\0" * 8
+    filled.append([make_record(150)._replace(payload=body, digest=wire.digest(body))])
+    with pytest.raises(HistoryDamaged, match="round 150 cannot be decoded"):
+        filled.stacks([1, 150])
 
 
 @pytest.mark.parametrize("payload", [b"", b"\0" * 8, b"\xff" * 40, b"\x08" + b"\0" * 7 + b'{"a":{}}'])

@@ -32,12 +32,19 @@ class ObservedHistory(History):
     fault: Exception | None = None
 
     def tasks(self, rounds: Sequence[int]) -> list[Task]:
+        self._observe(rounds)
+        return super().tasks(rounds)
+
+    def stacks(self, rounds: Sequence[int]) -> list[tuple[list[int], Task]]:
+        self._observe(rounds)
+        return super().stacks(rounds)
+
+    def _observe(self, rounds: Sequence[int]) -> None:
         self.reads = [*getattr(self, "reads", []), list(rounds)]
         if self.gate is not None:
             assert self.gate.wait(60)
         if self.fault is not None:
             raise self.fault
-        return super().tasks(rounds)
 
     @property
     def read(self) -> list[int]:
@@ -180,10 +187,10 @@ def test_a_round_that_cannot_be_read_ahead_fails_where_it_is_requested(
 def test_rounds_of_an_earlier_process_are_stacked_a_few_at_a_time(
     history: ObservedHistory, buffer: HistoryBuffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_prefetch, "_TASKS_PER_FILL", 10)
+    monkeypatch.setattr(task_prefetch, "TASKS_PER_FILL", 10)
     buffer.exclude([3])
     buffer.available(ROUNDS)
-    for _ in range(5):
+    for _ in range(6):
         buffer.gather([0])
     assert set(history.read) == {*range(ROUNDS)} - {3}
     before = len(history.reads)

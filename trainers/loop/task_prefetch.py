@@ -73,7 +73,8 @@ def extend_in_file(rows: Tensor, folder: Path) -> Tensor:
 _TASKS_PER_READ = 8
 
 
-_TASKS_PER_FILL = 64
+TASKS_PER_FILL, BYTES_PER_FILL = 256, 4 * 1024 * 1024
+"""Limits of the tasks of an earlier process that are stacked before a meta-step, and of their bytes."""
 
 
 @dataclass
@@ -246,13 +247,14 @@ class HistoryBuffer:
         """Stack a few more rounds that an earlier process has learned: all at once would take too long."""
         if self._history is None or self._stack.is_full or self._unstacked is None:
             return
-        chosen = [*islice(self._unstacked, _TASKS_PER_FILL)]
+        size = self._stack.task_bytes or BYTES_PER_FILL  # At first, the size is unknown.
+        chosen = [*islice(self._unstacked, min(TASKS_PER_FILL, max(1, BYTES_PER_FILL // size)))]
         try:
-            tasks = self._history.tasks(chosen)
+            stacks = self._history.stacks(chosen)
         except (HistoryError, OSError):  # Reading the round where it is needed reports the error.
             return
-        for round, task in zip(chosen, tasks, strict=True):
-            self._stack.add(round, task)
+        for rounds, tasks in stacks:
+            self._stack.add_all(rounds, tasks)
 
     def _read(self, round: int) -> Task:
         if self._history is None or self._prefetcher is None:

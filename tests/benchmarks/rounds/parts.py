@@ -29,9 +29,15 @@ from tests.benchmarks.rounds.players import (
     take_turns,
 )
 from tests.benchmarks.works import image_task
-from tests.experiments.pool_cost import LONE, WORKS
+from tests.experiments.pool_cost import LONE, SIDE, WORKS
 from tests.experiments.round_cost.page import compute_growth
-from tests.experiments.round_cost.runs import call_in_new_process, make_settings, make_state, time_rounds
+from tests.experiments.round_cost.runs import (
+    call_in_new_process,
+    count_catching_up,
+    make_settings,
+    make_state,
+    time_rounds,
+)
 from tests.support.runs import fill
 from trainers.loop.run import Run
 
@@ -208,7 +214,7 @@ def measure_kernels(goal: float, setting: Setting) -> Part:
     """Profile rounds of the demo's work, FTML alone: what is not in torch's operations and programs."""
     scale, folder = setting.scale, setting.folder
     rounds = WARM_UP * 2 + scale.turns * scale.images
-    history = make_history(folder / "history", (image_task(*DEMO_TASK, seed) for seed in range(rounds)))
+    history = make_history(folder / "history", (image_task(*DEMO_TASK, seed, SIDE) for seed in range(rounds)))
     settings = read_settings(ALONE, "demo.toml")
     with OurPlayer(settings, history, folder / "run") as player:
         player.warm_up(times=2)
@@ -258,7 +264,7 @@ def measure_late_rounds(goal: float, setting: Setting) -> Part:
     rounds, block = (100, late), 25
     for name in ("states", "copies"):
         (work / name).mkdir()
-    more = 2 * (setting.scale.turns + 2) * block
+    more = 2 * (setting.scale.turns + 2) * block + count_catching_up(late)
     make_sinusoids(work, late + more)
     settings = make_settings(POLICY, LONE)
     for before, round in ((0, 100), (100, late)):
@@ -270,7 +276,10 @@ def measure_late_rounds(goal: float, setting: Setting) -> Part:
     what = f"ms a round at round {late:,} / round 100"
     figure = Figure(what, growth.ratios[-1], goal, spread=2 * growth.ranges[-1] / growth.ratios[-1])
     seconds = {f"round {row['round']:,}": row["cpu"] for row in times}
-    about = ["Processor time; the run at the late round was fast-forwarded to it, see [the cost of a round](cost.md)."]
+    about = [
+        "Processor time; the run at the late round was fast-forwarded to it, see [the cost of a round](cost.md).",
+        f"After a start, all its tasks are stacked within {count_catching_up(late)} rounds, which are not counted.",
+    ]
     return {"title": "Late rounds", "about": about, "rows": list_rows(seconds), "figures": [figure._asdict()]}
 
 

@@ -27,6 +27,7 @@ from tests.experiments.round_cost.runs import (
     SMALL,
     UNBOUNDED,
     call_in_new_process,
+    count_catching_up,
     locate_state,
     make_settings,
     make_state,
@@ -174,7 +175,9 @@ def main(
 def _make_histories(scale: Scale, work: Path) -> None:
     for folder in ("states", "copies"):
         (work / folder).mkdir(parents=True, exist_ok=True)
-    make_history(work / "history", "sinusoid", 0, scale.rounds[-1] + 2 * (scale.turns + 2) * scale.block)
+    last = scale.rounds[-1]
+    spare = 2 * (scale.turns + 2) * scale.block + count_catching_up(last)
+    make_history(work / "history", "sinusoid", 0, last + spare)
     for seed in range(scale.seeds):
         make_digits(work, seed, scale.loss_rounds)
 

@@ -21,6 +21,7 @@ from tests.experiments.round_cost.loss import POLICIES
 from trainers.journal.run_files import RunFiles
 from trainers.loop.rounds import open_run, play_rounds
 from trainers.loop.run import Run, close_run
+from trainers.loop.task_prefetch import TASKS_PER_FILL
 from trainers.settings import TrainerSettings
 
 P = ParamSpec("P")
@@ -68,19 +69,24 @@ def make_state(work: Path, policy: str, settings: TrainerSettings, round: int, b
     unfinished.rename(target)
 
 
+def count_catching_up(round: int) -> int:
+    """Return in how many rounds a run that is opened at ``round`` has stacked all past tasks, which takes time once."""
+    return round // TASKS_PER_FILL + 1
+
+
 def time_rounds(
     work: Path, policy: str, settings: TrainerSettings, rounds: Sequence[int], turns: int, block: int
 ) -> list[Row]:
     """Return the seconds per round of runs that stand at ``rounds``, measured in blocks of ``block`` rounds.
 
-    The runs take turns, so that other work on the machine affects all of them equally. A block ends with a checkpoint,
-    which a normal run writes at intervals, too.
+    The past tasks of a run are stacked before. The runs take turns, so that other work on the machine affects all of
+    them equally. A block ends with a checkpoint, which a normal run writes at intervals, too.
     """
     found: list[Row] = [{"round": round, "cpu": [], "wall": []} for round in rounds]
     with ExitStack() as stack:
         runs = [_open_copy(stack, work, policy, settings, round) for round in rounds]
         for run in runs:
-            play_rounds(run, Event(), run.round + block)
+            play_rounds(run, Event(), run.round + block + count_catching_up(run.round))
         for turn in range(turns):
             for place in range(len(runs)):
                 place = (place + turn) % len(runs)
