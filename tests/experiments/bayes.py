@@ -77,11 +77,11 @@ TABLE = Table(
         "A task is a sinusoid or a line, each with probability 1/2, of which five points with noise of standard",
         "deviation 0.3 are known; ten further ones are to be predicted (the families of Finn, Xu & Levine, NeurIPS",
         "2018). The exact Bayes predictor is an integral over both families. Every learner is FTML on the stream: each",
-        "round brings a task, and five meta-steps on 16 tasks of the past follow. At the end it answers the same 200",
+        "round brings a task, and a meta-step on 16 tasks of the past follows. At the end it answers the same 200",
         "tasks, which no run has learned.",
     ],
     "ambiguous_functions",
-    600,
+    1500,
     CONTESTANTS,
     BARS,
 )

@@ -38,11 +38,11 @@ TABLE = Table(
     "Samples of a Gaussian process: amortised learners against the exact answer",
     [
         "A task is a sample of a Gaussian process, of which some noisy points are known. The exact answer is the",
-        "Gaussian process itself. Every learner is FTML on the stream: each round brings a task, and five meta-steps",
-        "on 16 tasks of the past follow. At the end it answers the same 200 tasks, which no run has learned.",
+        "Gaussian process itself. Every learner is FTML on the stream: each round brings a task, and a meta-step on 16",
+        "tasks of the past follows. At the end it answers the same 200 tasks, which no run has learned.",
     ],
     "gp_regression",
-    600,
+    2500,
     CONTESTANTS,
     BARS,
 )

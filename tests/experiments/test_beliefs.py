@@ -23,7 +23,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(runs, "HELD_OUT", 3)
     monkeypatch.setattr(runs, "CURVE_TASKS", 2)
     monkeypatch.setattr(runs, "BATCH", 2)
-    monkeypatch.setattr(runs, "STEPS_PER_ROUND", 1)
 
 
 @pytest.mark.parametrize("name", TABLES)

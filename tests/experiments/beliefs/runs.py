@@ -20,7 +20,7 @@ from tests.experiments.common.tables import Row, load_row, save_row
 from trainers.settings import TrainerSettings
 
 CONFIGS = Path("deploy")
-STEPS_PER_ROUND, BATCH = 5, 16
+BATCH = 16
 BATCHING = "compiled"
 HELD_OUT, HELD_OUT_SEED = 200, 1_000_000
 """Tasks that are answered at the end of a run, the same for all learners and seeds; no run learns from this seed."""
@@ -49,7 +49,7 @@ def make_settings(source: str, contestant: Contestant, seed: int) -> TrainerSett
     """Return the settings of a run on a source: those of its example configuration, with the contestant's changes."""
     common = (
         f"run.seed={seed}",
-        f"meta.steps_per_round={STEPS_PER_ROUND}",
+        "meta.steps_per_round=1",
         f"meta.batch={BATCH}",
         "regret.baselines=[]",
         "pool.aggregation=none",
@@ -86,7 +86,7 @@ def run(source: str, name: str, contestant: Contestant, seed: int, rounds: int, 
         learner, seconds = played.learner, seconds + played.seconds
         if count in marks:
             found = measure(learner, held_out[:CURVE_TASKS], exact)
-            curve.append([count * STEPS_PER_ROUND, sum(found["excess"]) / CURVE_TASKS])
+            curve.append([count, sum(found["excess"]) / CURVE_TASKS])
     assert learner is not None
     row = {"asked": asked, "seconds": seconds, "curve": curve, **measure(learner, held_out, exact)}
     return save_row(file, {**row, "drawn": draw_answers(learner, predict, held_out[:DRAWN])})
