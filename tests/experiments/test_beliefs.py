@@ -85,3 +85,18 @@ def test_a_bar_counts_each_seed_in_which_all_of_its_rows_are_there():
     single, pair = judge(rows, bars, "command")
     assert (single["seeds"], single["value"], single["met"], single["command"]) == (2, 1.5, True, "command")
     assert (pair["seeds"], pair["value"], pair["met"], pair["interval"]) == (1, 2.0, False, None)
+
+
+def test_a_whole_interval_has_to_pass_a_bar_that_asks_for_it():
+    """With two seeds, the 97.5 % quantile of Student's t is 12.706."""
+
+    def judge_values(*values):
+        rows = [{"asked": {"name": "a", "seed": seed}, "x": x} for seed, x in enumerate(values)]
+        (found,) = judge(rows, [Bar("a", "x", 0.0, None, lambda of: of["a"]["x"], whole=True)], "command")
+        return found
+
+    wide, narrow = judge_values(1.0, 2.0), judge_values(1.4, 1.6)
+    assert wide["interval"] == pytest.approx([1.5 - 12.706 * 0.5, 1.5 + 12.706 * 0.5], rel=1e-4)
+    assert (wide["met"], narrow["met"]) == (False, True)
+    assert not judge_values(0.0, 0.0)["met"], "to be level is not to be ahead"
+    assert not judge_values(5.0)["met"]
