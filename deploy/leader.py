@@ -181,25 +181,27 @@ class Adapter:
                 self._cached = (stamp, newest, self.answering)
             return self._cached[1]
 
-    def predict(self, support: Batch, query_x: Tensors) -> Answer:
+    def predict(self, support: Batch, query_x: Tensors, samples: int | None = None) -> Answer:
         """Answer to a support set from what is published, by the function that scores the rounds.
 
         Args:
             support: x (n, ...) and y (n, ...).
             query_x: inputs to predict, (m, ...).
+            samples: of a belief; None for the run's number.
 
         Raises:
             FileNotFoundError: if no leader has been published.
-            Rejected: with the reason "model_error", if the model raises an exception.
+            Rejected: with the reason "model_error", if the model raises an exception, and "fixed_samples", if the
+                learner that answers has a fixed number of samples.
         """
         answering, leader = self._read()
         with model_error_context():
-            prediction = answering.answer(leader.state, support, query_x)
+            prediction = answering.answer(leader.state, support, query_x, samples)
             return Answer(prediction, leader.round, find_outside(leader.ranges, query_x))
 
     def answer(self, support: Batch, query_x: Tensors, format: AnswerFormat = PLAIN) -> tuple[bytes, int]:
         """Return ``encode_predictions`` of what ``predict`` returns, and the leader's rounds; raises as both do."""
-        prediction, round, outside = self.predict(support, query_x)
+        prediction, round, outside = self.predict(support, query_x, format.samples)
         with model_error_context():
             return encode_predictions(prediction, format, outside), round
 
@@ -308,7 +310,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CommandError(CONFIG, str(error)) from error
 
 
-def adapt_from_checkpoint(folder: Path, support: Batch, query_x: Tensors) -> tuple[Prediction, Tensor]:
+def adapt_from_checkpoint(
+    folder: Path, support: Batch, query_x: Tensors, samples: int | None = None
+) -> tuple[Prediction, Tensor]:
     """Answer to a support set from a checkpoint, by the function that scores the rounds.
 
     Returns the prediction, and which rows lie outside of the inputs that the run has seen, (n,).
@@ -317,14 +321,17 @@ def adapt_from_checkpoint(folder: Path, support: Batch, query_x: Tensors) -> tup
         folder: of the checkpoint.
         support: x (n, ...) and y (n, ...).
         query_x: inputs to predict, (m, ...).
+        samples: of a belief; None for the run's number.
 
     Raises:
-        CommandError: with exit code 78 if the checkpoint cannot be read, its model cannot be built, or the model does
-            not accept the tensors.
+        CommandError: with exit code 78 if the checkpoint cannot be read, its model cannot be built, the model does
+            not accept the tensors, or the learner that answers has a fixed number of samples.
     """
     answering, leader = restore_answering_learner(folder)
     try:
-        return answering.answer(leader.state, support, query_x), find_outside(leader.ranges, query_x)
+        return answering.answer(leader.state, support, query_x, samples), find_outside(leader.ranges, query_x)
+    except Rejected as error:
+        raise CommandError(CONFIG, error.detail) from error
     except Exception as error:  # a user's model may raise anything
         detail = describe_failure(error)
         raise CommandError(CONFIG, f"the model of {folder} does not accept these tensors: {detail}") from error

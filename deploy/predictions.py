@@ -22,6 +22,9 @@ from trainers.settings import ModelSettings
 Part = Literal["mean", "std", "probabilities", "information"]
 """What can be asked for beside the predictions."""
 
+MOST_SAMPLES = 100
+"""The largest number of samples that can be asked for: each takes an inner loop, and a copy of the weights."""
+
 _PARTS: dict[Part, Callable[[Prediction], Tensor | None]] = {
     "mean": mean_of,
     "std": std_of,
@@ -37,11 +40,13 @@ class AnswerFormat(NamedTuple):
         as_json: JSON instead of safetensors.
         parts: what to add.
         levels: probabilities between 0 and 1 whose quantiles to add.
+        samples: the number of samples of a belief that the prediction is made of; None for the run's number.
     """
 
     as_json: bool = False
     parts: tuple[Part, ...] = ()
     levels: tuple[float, ...] = ()
+    samples: int | None = None
 
 
 PLAIN = AnswerFormat()

@@ -23,6 +23,7 @@ REASONS = {
     "bad_weight": "the weight of a sample is negative",
     "model_error": "the model raises an exception on the task",
     "no_distribution": "the answer was to have a spread or probabilities, which the run's loss does not give",
+    "fixed_samples": "the answer was to have a number of samples, and the learner that answers has a fixed number",
     "outlier": "the numbers are far larger than those of the source's tasks before",
     "forgotten": "the task was erased with its entity; no dead letter is kept",
     "conflict": "the id belongs to a task with a different body",

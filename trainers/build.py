@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import online_meta.learners
+import online_meta.posteriors
 import trainers.engines
 from online_meta import registry
 from online_meta.aggregation._clipping import Clipping
@@ -21,7 +23,7 @@ from online_meta.functional.model import ModelLoss, model_loss
 from online_meta.functional.recording import SLOW_CALL, Recorder
 from online_meta.functional.stateless import NOT_KEPT, KeptWeights
 from online_meta.inner import AnswerRule, Inner
-from online_meta.learners import FunctionalLearner, LearnerContext, gather_single_process
+from online_meta.learners import FunctionalLearner, LearnerContext, ParameterLearner, gather_single_process
 from online_meta.learners.pool import Pool, choose_aggregation, find_mixing
 from online_meta.registry import import_by_path
 from online_meta.regret.scoring import ScoredLearner
@@ -41,6 +43,7 @@ from online_meta.types import (
     State,
     Tensors,
 )
+from streams.types import Rejected
 from trainers import seams
 from trainers.distributed.rank_stats import RankStats
 from trainers.learner_settings import (
@@ -273,13 +276,56 @@ class AnsweringLearner(NamedTuple):
     suffix: str
     recorded: Answers | None = None
 
-    def answer(self, state: State, support: Batch, x: Tensors) -> Prediction:
-        """Return the prediction for ``x`` from a published state and a support set, as it is scored."""
-        return (self.recorded or self.learner.answers)(state, support, x)[self.suffix]
+    def answer(self, state: State, support: Batch, x: Tensors, samples: int | None = None) -> Prediction:
+        """Return the prediction for ``x`` from a published state and a support set, as it is scored.
+
+        Args:
+            state: what the learner has published.
+            support: the support set.
+            x: the inputs.
+            samples: of a belief, in place of the run's number; None for that.
+
+        Raises:
+            Rejected: with the reason "fixed_samples", if ``samples`` is given and the number of samples is fixed.
+        """
+        answers = self.recorded or self.learner.answers
+        if samples is not None:
+            drawn = draw_answers(self.learner, samples)
+            if drawn is None:
+                raise Rejected(
+                    "fixed_samples",
+                    f"{self.name} cannot answer with {samples} samples: its number of samples is fixed, as with "
+                    "[inner] posterior = 'point' or 'particles'; leave samples out, or answer by a learner that draws, "
+                    "with posterior = 'samples' or 'laplace'",
+                )
+            answers = drawn
+        return answers(state, support, x)[self.suffix]
 
     def record(self, executor: Executor) -> "AnsweringLearner":
         """Return the same learner, whose answers are recorded as programs by an executor's thread; see ``Recorder``."""
         return self._replace(recorded=record_answers(self.learner, executor))
+
+
+FIXED_POSTERIORS = "point", "particles"
+"""Posteriors with a fixed number of samples."""
+
+
+def draw_answers(learner: Learner, samples: int) -> Answers | None:
+    """Return a learner's ``answers`` with beliefs of another number of samples; None if the number is fixed.
+
+    The experts of a pool that have a fixed number answer with it.
+    """
+    if isinstance(learner, Pool):
+        drawn = {name: draw_answers(one, samples) for name, one in learner.experts.items()}
+        if not any(drawn.values()):
+            return None
+        return partial(learner.mix_answers_of, {n: drawn[n] or one.answers for n, one in learner.experts.items()})
+    fixed = [registry.load(online_meta.posteriors, name)() for name in FIXED_POSTERIORS]
+    if not isinstance(learner, ParameterLearner) or learner.inner.posterior in fixed:
+        return None
+    other = copy(learner)
+    other.inner = replace(learner.inner, samples=samples)
+    return other.answers
 
 
 def record_answers(learner: Learner, executor: Executor) -> Answers:

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from deploy.commands._client import daemon_client, expect_success
 from deploy.exits import CONFIG, CommandError
 from deploy.leader import adapt_from_checkpoint
-from deploy.predictions import AnswerFormat, Part, decode_predictions, encode_predictions
+from deploy.predictions import MOST_SAMPLES, AnswerFormat, Part, decode_predictions, encode_predictions
 from online_meta.types import Params, Prediction
 from streams.formats import wire
 from streams.types import Rejected
@@ -45,6 +45,11 @@ from streams.types import Rejected
     help="Add the value below which the target lies with this probability; may be repeated.",
 )
 @click.option(
+    "--samples",
+    type=click.IntRange(1, MOST_SAMPLES),
+    help="Answer with this number of samples of what is believed of the task, in place of [inner] samples.",
+)
+@click.option(
     "--out", type=click.Path(path_type=Path), help="Write the predictions to this safetensors file; do not print them."
 )
 def command(
@@ -55,6 +60,7 @@ def command(
     token_file: Path | None,
     parts: tuple[Part, ...],
     levels: tuple[float, ...],
+    samples: int | None,
     out: Path | None,
 ) -> None:
     """Adapt to a support set and print predictions for a query set, one line for each row.
@@ -68,13 +74,14 @@ def command(
     if url is not None:
         with daemon_client(url, token_file) as client:
             headers = {"Content-Type": "application/vnd.safetensors"}
-            params: dict[str, list[str | float]] = {"part": [*parts], "level": [*levels]}
+            count = [] if samples is None else [samples]
+            params: dict[str, list[str | float]] = {"part": [*parts], "level": [*levels], "samples": [*count]}
             response = client.post("/v1/adapt", params=params, content=save(tensors), headers=headers)
             encoded = expect_success(response).content
     else:
         assert checkpoint is not None
         examples = wire.gather_batch(tensors, "support")
-        answer = adapt_from_checkpoint(checkpoint, examples, wire.gather_tensors(tensors, "query_x"))
+        answer = adapt_from_checkpoint(checkpoint, examples, wire.gather_tensors(tensors, "query_x"), samples)
         encoded = _encode(*answer, AnswerFormat(False, parts, levels))
     if out is not None:
         out.write_bytes(encoded)

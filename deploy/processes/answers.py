@@ -117,7 +117,7 @@ class Served:
 
 def pack_request(format: AnswerFormat, body: bytes) -> tuple[int, bytes]:
     """Return the kind and the body of the frame that asks for an answer to the ``body`` of a request."""
-    if not (format.parts or format.levels):
+    if format == AnswerFormat(format.as_json):
         return ANSWER_JSON if format.as_json else ANSWER_TENSORS, body
     head = json.dumps(format).encode()
     return ANSWER_FORMAT, _LENGTH.pack(len(head)) + head + body
@@ -129,8 +129,8 @@ def unpack_request(frame: Frame) -> tuple[AnswerFormat, bytes]:
         return AnswerFormat(as_json=frame.kind == ANSWER_JSON), frame.body
     begin = _LENGTH.size
     end = begin + _LENGTH.unpack_from(frame.body)[0]
-    as_json, parts, levels = json.loads(frame.body[begin:end])
-    return AnswerFormat(as_json, tuple(parts), tuple(levels)), frame.body[end:]
+    as_json, parts, levels, samples = json.loads(frame.body[begin:end])
+    return AnswerFormat(as_json, tuple(parts), tuple(levels), samples), frame.body[end:]
 
 
 def answer_as(adapter: Adapter, support: Batch, query_x: Tensors, format: AnswerFormat) -> tuple[bytes, int]:

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from deploy.config.config import Config
 from deploy.exits import TRY_LATER, CommandError
-from deploy.predictions import AnswerFormat, Part
+from deploy.predictions import MOST_SAMPLES, AnswerFormat, Part
 from deploy.processes.answers import answer_as, decode_request
 from deploy.server.answering import Answered, AnsweringProcess
 from deploy.server.descriptions import (
@@ -119,6 +119,10 @@ async def adapt(
         list[Annotated[float, Field(gt=0, lt=1)]] | None,
         Query(max_length=100, description="a probability whose quantile to add to the answer; may be repeated"),
     ] = None,
+    samples: Annotated[
+        int | None,
+        Query(ge=1, le=MOST_SAMPLES, description="how many samples of a belief to answer with, in place of the run's"),
+    ] = None,
 ) -> Response:
     """Adapt the current meta-parameters to `support_x`, `support_y` and return `predictions` for `query_x`.
 
@@ -133,6 +137,10 @@ async def adapt(
     answer is 422 with the reason `no_distribution`. If query rows have an entry beyond all that the run has seen,
     `outside` says which: an answer there is a guess.
 
+    With `samples`, the answer is made of this number of samples of what the run believes of the task, in place of
+    `[inner] samples`; `component.K.outputs` has them. The same request gives the same samples. The belief of `posterior
+    = "point"` or `"particles"` has a fixed number of samples: the answer is then 422 with the reason `fixed_samples`.
+
     The header `X-Online-Meta-Round` is the number of rounds that the
     meta-parameters have learned. The request is not stored and changes nothing. If the model raises an exception, the
     answer is 422 with the reason `model_error`.
@@ -145,7 +153,7 @@ async def adapt(
         body = await read_body(request, reservation)
         check_declared_type(request.headers, body)
         as_json = wants_json(request.headers, is_json(body))
-        format = AnswerFormat(as_json, tuple(dict.fromkeys(part or ())), tuple(level or ()))
+        format = AnswerFormat(as_json, tuple(dict.fromkeys(part or ())), tuple(level or ()), samples)
         ready = process is not None and process.is_ready(body)
         decoded = None if ready else await _decode(request, body)
     try:

@@ -120,6 +120,7 @@ class Client:
         safetensors: bool = False,
         parts: Sequence[str] = (),
         levels: Sequence[float] = (),
+        samples: int | None = None,
     ) -> Adaptation:
         """Adapt to ``support_x`` and ``support_y`` and return the predictions for ``query_x``; raises as ``submit``.
 
@@ -128,8 +129,10 @@ class Client:
             safetensors: send binary tensors instead of JSON.
             parts: what to add to the answer's ``tensors``: "mean", "std", "probabilities" or "information".
             levels: probabilities between 0 and 1, whose "quantiles" (q, n, ...) are added.
+            samples: the number of samples of what is believed of the task that the answer is made of, 1 to 100; by
+                default that of the run. ``tensors`` has them as "component.0.outputs" (S, n, ...).
         """
-        return self.call(adapt_call(request, safetensors, parts, levels))
+        return self.call(adapt_call(request, safetensors, parts, levels, samples))
 
     def predict(self, entity: str, rows: Sequence[Mapping[str, Any]], *, keep: bool = False) -> dict[str, Any]:
         """Return what the daemon predicts for rows of an entity, from what it knows of the entity.
@@ -224,9 +227,10 @@ class AsyncClient:
         safetensors: bool = False,
         parts: Sequence[str] = (),
         levels: Sequence[float] = (),
+        samples: int | None = None,
     ) -> Adaptation:
         """Adapt to a support set and return the predictions, as ``Client.adapt``."""
-        return await self.call(adapt_call(request, safetensors, parts, levels))
+        return await self.call(adapt_call(request, safetensors, parts, levels, samples))
 
     async def predict(self, entity: str, rows: Sequence[Mapping[str, Any]], *, keep: bool = False) -> dict[str, Any]:
         """Return what the daemon predicts for rows of an entity, as ``Client.predict``."""

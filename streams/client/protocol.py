@@ -150,11 +150,16 @@ def submit_call(task: Mapping[str, Any], id: str | None, safetensors: bool = Fal
 
 
 def adapt_call(
-    request: Mapping[str, Any], safetensors: bool = False, parts: Sequence[str] = (), levels: Sequence[float] = ()
+    request: Mapping[str, Any],
+    safetensors: bool = False,
+    parts: Sequence[str] = (),
+    levels: Sequence[float] = (),
+    samples: int | None = None,
 ) -> Call[Adaptation]:
-    """Return the call that adapts to a support set, and asks for parts of the answer and for quantiles."""
+    """Return the call that adapts to a support set, and asks for parts of the answer, quantiles and samples."""
     content, media_type = _encode(request, safetensors)
-    params = {name: value for name, value in {"part": [*parts], "level": [*levels]}.items() if value}
+    asked: dict[str, Any] = {"part": [*parts], "level": [*levels], "samples": samples}
+    params = {name: value for name, value in asked.items() if value not in ([], None)}
     headers = {"Content-Type": media_type}
     return Call("POST", "adapt", _read_adaptation, params=params, headers=headers, content=content)
 

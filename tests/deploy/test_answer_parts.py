@@ -60,14 +60,16 @@ def test_a_squared_error_has_a_mean_alone() -> None:
             encode_predictions(prediction, format)
 
 
-@pytest.mark.parametrize("format", [PLAIN, AnswerFormat(True), AnswerFormat(True, ("std",), LEVELS)])
+@pytest.mark.parametrize(
+    "format", [PLAIN, AnswerFormat(True), AnswerFormat(True, ("std",), LEVELS), AnswerFormat(samples=3)]
+)
 def test_a_format_is_passed_on_with_its_request(format: AnswerFormat) -> None:
     kind, body = pack_request(format, b"request")
     assert unpack_request(Frame(0, kind, 0, body)) == (format, b"request")
 
 
 def test_the_client_asks_for_what_it_is_given() -> None:
-    call = adapt_call({"support_x": [[0.5]]}, parts=["std"], levels=LEVELS)
-    assert call.params == {"part": ["std"], "level": [0.05, 0.95]}
+    call = adapt_call({"support_x": [[0.5]]}, parts=["std"], levels=LEVELS, samples=20)
+    assert call.params == {"part": ["std"], "level": [0.05, 0.95], "samples": 20}
     assert json.loads(call.content or b"") == {"support_x": [[0.5]]}
     assert adapt_call({}).params == {}

@@ -13,10 +13,12 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import torch
 from safetensors.torch import load
 
 from deploy.config.config import read_config
 from deploy.leader import Adapter
+from deploy.predictions import AnswerFormat
 from deploy.processes import answers
 from deploy.processes.answers import (
     ANSWER_JSON,
@@ -37,6 +39,7 @@ from deploy.server.answering import START_AFTER
 from online_meta.functional.recording import Recorder
 from streams.formats.json_body import tensors_to_json
 from streams.sources.sinusoid import make_task
+from streams.types import Rejected
 from tests.support.daemon import Daemon, encode, running_daemon, wait_for, write_sinusoid
 from trainers import build
 from trainers.journal.leader_file import encode_leader
@@ -49,13 +52,15 @@ SENT = {
     "JSON": ("", JSON_BODY, {"Content-Type": "application/json"}),
     "tensors, answered in JSON": ("", BODY, {"Accept": "application/json"}),
     "the mean as well": ("?part=mean", BODY, {"Accept": "application/json"}),
+    "five samples": ("?samples=5", BODY, {}),
     "no tensors": ("", b"x", {}),
     "a wrong shape": ("", encode({**load(BODY), "query_x": TASK.query.x[:, 0]}), {}),
     "no query": ("", encode({"support_x": TASK.support.x, "support_y": TASK.support.y}), {}),
     "an empty list": ("", b'{"support_x": []}', {"Content-Type": "application/json"}),
     "a spread that a squared error does not have": ("?part=std&level=0.9", BODY, {}),
+    "too many samples": ("?samples=101", BODY, {}),
 }
-STATUSES = [200] * 4 + [422] * 5
+STATUSES = [200] * 5 + [422] * 6
 
 
 def ask_everything(daemon: Daemon) -> dict[str, tuple[int, bytes, str | None, str]]:
@@ -114,16 +119,25 @@ def wait_until_published(daemon: Daemon, round: int) -> None:
 
 ALONE = ("pool.aggregation=none", "regret.baselines=[]", "regret.comparator=[]", "inner.answer_steps=[]")
 """One learner plays: a process records its answers in a second, and those of the pool in many."""
+ABML = ("inner.rule=bayes_by_gradient", "inner.posterior=samples")
+BELIEFS = {"samples": ABML, "laplace": ("inner.posterior=laplace",)}
+FIXED = {
+    "point": (),
+    "particles": ("inner.rule=svgd", "inner.options={particles=3}", "inner.posterior=particles", "inner.samples=3"),
+}
+NATS = ("model.loss=gaussian_of_noise", "inner.samples=2")
 
 
 def test_a_process_answers_as_the_daemon_does_and_survives_its_end(tmp_path: Path) -> None:
-    with running_daemon(write_sinusoid(tmp_path), *ALONE) as daemon:
+    with running_daemon(write_sinusoid(tmp_path), *ALONE, *ABML) as daemon:
         daemon.submit(*range(4))
         wait_until_published(daemon, 4)
         own = ask_everything(daemon)
         assert [status for status, *_ in own.values()] == STATUSES
         found = json.loads(own["the mean as well"][1])
         assert found["mean"] == found["predictions"]
+        assert load(own["five samples"][1])["component.0.outputs"].shape == (5, 5, 1)
+        assert json.loads(own["too many samples"][1])["reason"] == "bad_parameter"
         assert json.loads(own["a spread that a squared error does not have"][1])["reason"] == "no_distribution"
         for _ in range(START_AFTER - len(SENT)):
             assert daemon.client.post("/v1/adapt", content=BODY).status_code == 200
@@ -185,6 +199,10 @@ def test_each_request_gets_its_own_answer(loop: socket.socket, tmp_path: Path) -
     assert json.loads(found[8].body) == {"round": 3, **tensors_to_json(right)}
 
 
+def publish(adapter: Adapter, leader: Path) -> None:
+    leader.write_bytes(encode_leader(adapter.answering.learner.state(), 3, learner=adapter.answering.name))
+
+
 def test_after_a_rehearsal_a_program_answers(
     loop: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +210,7 @@ def test_after_a_rehearsal_a_program_answers(
     monkeypatch.setattr(answers, "REHEARSAL_SECONDS", math.inf)
     config, leader = read_config(write_sinusoid(tmp_path)), tmp_path / "leader.safetensors"
     adapter, called = Adapter(config.trainer(), leader), []
-    leader.write_bytes(encode_leader(adapter.answering.learner.state(), 3, learner=adapter.answering.name))
+    publish(adapter, leader)
     right, _ = adapter.answer(TASK.support, TASK.query.x)
     original = Recorder._call_and_count
 
@@ -212,6 +230,50 @@ def test_after_a_rehearsal_a_program_answers(
         loop.sendall(pack_frame(Frame(number, ANSWER_TENSORS, 0, BODY)))
     assert {frame.body for frame in receive(loop, 3).values()} == {right}
     assert len(called) == rehearsed
+
+
+@pytest.mark.parametrize("name", BELIEFS)
+def test_a_request_sets_the_number_of_samples(name: str, tmp_path: Path) -> None:
+    """The first of them are those of a smaller number, and both processes draw the same ones."""
+    config, leader = read_config(write_sinusoid(tmp_path), (*ALONE, *BELIEFS[name], *NATS)), tmp_path / "leader"
+    adapter, found = Adapter(config.trainer(), leader), {}
+    publish(adapter, leader)
+    with ThreadPoolExecutor(1) as executor:
+        served = open_served(describe_served(config, leader), executor)
+        served.rehearse(BODY, executor)
+        for samples in (None, 1, 5):
+            format = AnswerFormat(samples=samples)
+            own = adapter.answer(TASK.support, TASK.query.x, format)
+            assert served.answer(BODY, format) == own == adapter.answer(TASK.support, TASK.query.x, format)
+            found[samples] = load(own[0])
+    outputs = found[5]["component.0.outputs"]
+    assert outputs.shape == (5, 5, 1)
+    assert len({tuple(one.flatten().tolist()) for one in outputs}) == 5
+    assert torch.equal(found[None]["component.0.outputs"], outputs[:2])
+    assert torch.equal(found[5]["component.0.log_weights"], torch.log_softmax(torch.zeros(5), 0))
+    assert "component.0.outputs" not in found[1]
+
+
+@pytest.mark.parametrize("sets", FIXED.values(), ids=FIXED)
+def test_a_number_of_samples_is_refused_where_nothing_is_drawn(sets: tuple[str, ...], tmp_path: Path) -> None:
+    config, leader = read_config(write_sinusoid(tmp_path), (*ALONE, *sets)), tmp_path / "leader"
+    adapter = Adapter(config.trainer(), leader)
+    publish(adapter, leader)
+    with pytest.raises(
+        Rejected, match=r"fixed_samples: ftml cannot answer with 4 samples: .* with posterior = 'samples'"
+    ):
+        adapter.answer(TASK.support, TASK.query.x, AnswerFormat(samples=4))
+
+
+def test_in_a_pool_the_experts_that_draw_have_the_number_of_samples(tmp_path: Path) -> None:
+    sets = (*ABML, *NATS, "inner.answer_steps=[]")
+    config, leader = read_config(write_sinusoid(tmp_path), sets), tmp_path / "leader"
+    adapter = Adapter(config.trainer(), leader)
+    publish(adapter, leader)
+    for samples, right in ((None, 2 + 1), (4, 4 + 1)):
+        prediction, *_ = adapter.predict(TASK.support, TASK.query.x, samples)
+        assert sum(len(part.log_weights) for part in prediction) == right, "FTML's, and that of from_scratch"
+        assert sum(float(part.log_weights.exp().sum()) for part in prediction) == pytest.approx(1.0)
 
 
 def test_slow_answers_do_not_wait_for_each_other(

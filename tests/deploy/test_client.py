@@ -38,6 +38,8 @@ def test_the_client_submits_adapts_and_reads(daemon: Daemon) -> None:
         assert client.status()["rounds"]["ingested"] > first.round
         assert client.verdict().state == "too_early"
         assert client.regret(to=2)["rounds"] == [0, 1]
+        with pytest.raises(DaemonError, match="fixed_samples \\(HTTP 422\\): ftml cannot answer with 3 samples"):
+            client.adapt(request, samples=3)
         with pytest.raises(DaemonError, match="wrong_shape \\(HTTP 422\\): support_x has shape"):
             client.submit({"support_x": [[1, 2]], "support_y": [[1]]})
 

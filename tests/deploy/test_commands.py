@@ -185,6 +185,8 @@ def test_adapt_prints_or_writes_the_daemons_predictions(daemon: Daemon, cli: Cli
     predictions = load((tmp_path / "out").read_bytes())["predictions"]
     printed = torch.tensor([[float(value) for value in line.split()] for line in cli(*ask).out.splitlines()])
     torch.testing.assert_close(printed, predictions, rtol=1e-5, atol=1e-5)
+    refused = cli(*ask, "--samples", "3")
+    assert (refused.code, "fixed_samples: ftml cannot answer with 3 samples" in refused.err) == (78, True)
 
 
 def test_adapt_explains_unsuitable_files(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:

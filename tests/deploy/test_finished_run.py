@@ -162,6 +162,8 @@ def test_a_checkpoint_adapts_as_the_daemon_does(cli: Cli, finished: Finished, tm
     assert with_mean == [f"{line} {line}" for line in plain]
     refused = cli(*ask, "--level", "0.5")
     assert (refused.code, "have no quantiles: its loss does not say" in refused.err) == (78, True)
+    refused = cli(*ask, "--samples", "3")
+    assert (refused.code, "pool cannot answer with 3 samples" in refused.err) == (78, True)
 
 
 def test_verify_repairs_what_has_a_second_copy(cli: Cli, finished: Finished, tmp_path: Path) -> None:

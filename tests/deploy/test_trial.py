@@ -234,7 +234,7 @@ class Pair(nn.Module):
 def test_an_output_that_cannot_be_sent_is_a_refusal(tmp_path: Path) -> None:
     config = configure(tmp_path)
     adapter = Adapter(config.trainer(), tmp_path / "leader")
-    adapter.predict = lambda support, query_x: (Pair()(query_x), 3, None)  # type: ignore[assignment, return-value]
+    adapter.predict = lambda support, query_x, samples: (Pair()(query_x), 3, None)  # type: ignore[assignment, return-value]
     with pytest.raises(Rejected, match="model_error"):
         adapter.answer(GOOD.support, GOOD.query.x)
 
