@@ -265,7 +265,8 @@ class InnerRule(NamedTuple):
     be trained by ``variational``. A rule with ``particles`` adapts M models at once:
     ``particles(rule, weights) -> (weights of each model)`` returns M views, the first of which is that of ``view``. A
     step then sees the sum of their losses, so that the gradient of a particle is its own; the query loss is that of
-    their mixture.
+    their mixture. A rule whose steps descend L(phi) + ``strength`` / 2 ||phi - phi_0||^2 says so: of the sum over n
+    samples, this is a normal prior of precision n ``strength``, which Laplace's approximation then has, too.
     """
 
     init: Callable[[Params], Params]
@@ -277,6 +278,7 @@ class InnerRule(NamedTuple):
     head: HeadSolver | None = None
     infer: Inference | None = None
     particles: Callable[[Params, Params], Sequence[Params]] | None = None
+    strength: float | None = None
 
 
 class StepReport(NamedTuple):

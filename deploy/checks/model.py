@@ -21,6 +21,7 @@ from online_meta.batching.padding import explain_inexact, measure, pad_task
 from online_meta.functional.guard import describe
 from online_meta.functional.model import ModelLoss, explain_mixed_samples, find_misfits, find_unfaithful_outputs
 from online_meta.learners import LearnerContext
+from online_meta.metagrads.first_order import first_order
 from online_meta.outcomes import LossFunction, describe_shape
 from online_meta.preflight.preflight import NO_DEPENDENCE, preflight
 from online_meta.regret.scoring import answer_task, score_answers
@@ -90,7 +91,7 @@ def check_model(config: Config, context: LearnerContext, remarks: bool) -> tuple
         if problems:
             raise ConfigError(f"[model] {config.model.build}: {'; '.join(problems)}")
         if isinstance(gradient, Exception):
-            raise gradient
+            raise _name_cause(config, context, tasks[0], gradient)
         _check_gradient(config, gradient, context.gradient(context.start, tasks[0]))
         for kind in config.regret.comparator:
             _check_comparator(kind, context, tasks[0], config.regret.comparator_options.get(kind, {}))
@@ -286,6 +287,14 @@ def _try_gradient(context: LearnerContext, task: Task) -> MetaGrad | Exception:
         return context.gradient(context.start, task)
     except Exception as error:
         return error
+
+
+def _name_cause(config: Config, context: LearnerContext, task: Task, error: Exception) -> Exception:
+    """Return the exception of a meta-gradient; it is one of [meta] if another estimator takes the task."""
+    other = replace(context, gradient=first_order(context.inner))
+    if isinstance(error, ValueError) and isinstance(_try_gradient(other, task), MetaGrad):
+        return ConfigError(f"[meta] gradient = {config.meta.gradient!r}: {error}")
+    return error
 
 
 def _check_finite(config: Config, gradient: MetaGrad) -> None:

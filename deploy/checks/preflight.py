@@ -39,7 +39,7 @@ from streams.sources.http import Settings as HttpSettings
 from streams.spec import TaskSpec, join_name
 from streams.tables.schema import name_inputs
 from streams.types import Rejected, ReportsLag, TaskSource
-from trainers.build import build_context, build_inner, build_learner, build_learners, build_model
+from trainers.build import build_context, build_gradient, build_inner, build_learner, build_learners, build_model
 from trainers.distributed.ranks import SINGLE_PROCESS
 from trainers.distributed.rendezvous import bind as bind_rendezvous
 from trainers.distributed.rendezvous import split_address
@@ -96,7 +96,10 @@ def _try_learning(config: Config, remarks: bool) -> tuple[LearnerContext, tuple[
             with error_context(f"[task.x.{name}]"):
                 padding_id(text.tokenizer, text.length)
     with error_context("[inner]"):
-        build_inner(settings.inner, loss).init(dict(module.named_parameters()))
+        inner = build_inner(settings.inner, loss)
+        inner.init(dict(module.named_parameters()))
+    with error_context("[meta]"):
+        build_gradient(settings.meta, inner)
     with error_context("[model]"):
         context = build_context(settings, MemoryReplayBuffer())
     with error_context("[meta]"):

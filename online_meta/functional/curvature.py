@@ -36,16 +36,16 @@ class PrecisionMatrix(NamedTuple):
     deviate: Callable[[Params], Params]
 
 
-def require_options(curvature: str, strength: float) -> None:
+def require_options(curvature: str, strength: float | None) -> None:
     """Raise ``ValueError`` for an unknown curvature, or a strength that is not positive."""
     if curvature not in get_args(Curvature):
         raise ValueError(f"curvature is {curvature!r}: it is one of {', '.join(get_args(Curvature))}")
-    if not 0 < strength < math.inf:
+    if strength is not None and not 0 < strength < math.inf:
         raise ValueError(f"strength is {strength}: the precision of a prior is positive and finite")
 
 
-def require_one_model(inner: Inner) -> None:
-    """Raise ``ValueError`` for a rule that adapts several models, or a loss whose curvature is not known."""
+def require_fit(inner: Inner, strength: float | None) -> None:
+    """Raise ``ValueError`` for an inner loop that has no such approximation, or a prior beside that of its rule."""
     if inner.rule.particles is not None:
         raise ValueError(
             "Laplace's approximation is around one model, and the rule adapts several: use posterior = 'particles', "
@@ -57,10 +57,27 @@ def require_one_model(inner: Inner) -> None:
             "Laplace's approximation needs the curvature of the loss: use one of om.model_loss with the loss "
             "'categorical', 'cross_entropy', 'gaussian', 'gaussian_of_noise', 'bernoulli', 'poisson' or 'mse'"
         )
+    if strength is not None and inner.rule.strength is not None:
+        raise ValueError(
+            f"Laplace's approximation is to have a prior of strength = {strength:g}, and the inner rule has one of its "
+            f"own, with strength = {inner.rule.strength:g} for each sample of the support set: leave out the strength "
+            "of Laplace's approximation, which then has that of the rule"
+        )
+
+
+def _find_strength(inner: Inner, support: Batch, strength: float | None) -> float | Tensor:
+    """Return the precision of the prior: that of the rule's steps, if it has one, or else ``strength``, by default 1.
+
+    The precision of the rule is that of one sample if there is none.
+    """
+    if inner.rule.strength is None:
+        return 1.0 if strength is None else strength
+    n = sum_weights(support)
+    return inner.rule.strength * (torch.where(n > 0, n, 1).double() if isinstance(n, Tensor) else max(n, 1))
 
 
 def compute_precision(
-    inner: Inner, meta: Meta, phi: Params, support: Batch, curvature: Curvature, strength: float
+    inner: Inner, meta: Meta, phi: Params, support: Batch, curvature: Curvature, strength: float | None = None
 ) -> PrecisionMatrix:
     """Return H = sum_i w_i J_i^T F_i J_i + strength I, the curvature of the support set's negative log-likelihood.
 
@@ -77,16 +94,17 @@ def compute_precision(
         phi: where the curvature is computed; the precision is that of all its entries.
         support: the support set, of n samples; n may be 0.
         curvature: the form of the matrix.
-        strength: the precision of the prior, above 0.
+        strength: the precision of the prior, above 0, by default 1; None for that of a rule that has one.
 
     Returns:
         The precision. It works under ``torch.func.vmap``, and can be differentiated in ``meta`` and ``phi``.
 
     Raises:
         ValueError: for more than 2,000 weights and "full", for "kron" if a weight that adapts is not one of a linear
-            layer, or a loss whose curvature is not known.
+            layer, a loss whose curvature is not known, or a strength if the rule has one.
     """
-    require_one_model(inner)
+    require_fit(inner, strength)
+    prior = _find_strength(inner, support, strength)
     count = sum(value.numel() for value in phi.values())
     if curvature == "full" and count > MOST_WEIGHTS:
         raise ValueError(
@@ -95,13 +113,13 @@ def compute_precision(
             'weights adapt, such as fast = ["head.*"]'
         )
     if not count_samples(support):  # Some layers refuse an input without rows.
-        return _divide(torch.full_like(_join(phi), strength), phi)
+        return _divide(torch.ones_like(_join(phi)) * prior, phi)
     if curvature == "kron":
-        return _join_layers(_find_layers(inner, meta, phi, support), phi, strength)
+        return _join_layers(_find_layers(inner, meta, phi, support), phi, prior)
     rows = _find_rows(inner, meta, phi, support)
     if curvature == "diag":
-        return _divide(rows.square().sum(0) + strength, phi)
-    return _factorise(rows.T @ rows + strength * torch.eye(count).to(rows), phi)
+        return _divide(rows.square().sum(0) + prior, phi)
+    return _factorise(rows.T @ rows + prior * torch.eye(count).to(rows), phi)
 
 
 def _factorise(matrix: Tensor, phi: Params) -> PrecisionMatrix:
@@ -184,7 +202,7 @@ class _Layer(NamedTuple):
     outputs: Tensor
 
 
-def _join_layers(layers: list[_Layer], phi: Params, strength: float) -> PrecisionMatrix:
+def _join_layers(layers: list[_Layer], phi: Params, strength: float | Tensor) -> PrecisionMatrix:
     def log_det() -> Tensor:
         each = [_multiply(torch.linalg.eigvalsh(one.outputs), torch.linalg.eigvalsh(one.inputs)) for one in layers]
         return torch.stack([(products + strength).log().sum() for products in each]).sum()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from online_meta.functional.curvature import Curvature, compute_precision, require_one_model, require_options
+from online_meta.functional.curvature import Curvature, compute_precision, require_fit, require_options
 from online_meta.functional.keyed import keyed, normal_like_all
 from online_meta.functional.randomness import INIT_STEP
 from online_meta.inner import Inner, Posterior, effective_params, run_trajectory, view_adapted, weigh_equally
@@ -11,23 +11,24 @@ from online_meta.tree import add
 from online_meta.types import Batch, Belief, Meta, Params
 
 
-def laplace(*, curvature: Curvature = "full", strength: float = 1.0) -> Posterior:
+def laplace(*, curvature: Curvature = "full", strength: float | None = None) -> Posterior:
     """Return the posterior N(phi_K, H^-1) of LLAMA (Grant et al., ICLR 2018), with draws of equal weight.
 
     phi_K, the end of the inner loop, is taken for the mode, and H is the curvature of the support set's negative
     log-likelihood there plus strength I; see ``compute_precision``. The likelihood should be in nats, such as
-    ``gaussian_of_noise`` or ``categorical``. The mode of the same prior is the end of ``proximal``, converged, with a
-    strength of 1 / n of this one, because the rule sees a mean over n samples. A single sample is phi_K itself; several
-    are all draws.
+    ``gaussian_of_noise`` or ``categorical``. The prior of ``proximal`` is that of the rule: its strength times n,
+    because the rule sees a mean over n samples. Its end, converged, is then the mode. A single sample is phi_K itself;
+    several are all draws.
 
     Args:
         curvature: "full", for at most 2,000 weights that adapt; "kron", a Kronecker product for each linear layer;
             "diag", the diagonal.
-        strength: the precision of the prior of the weights that adapt, above 0.
+        strength: the precision of the prior of the weights that adapt, above 0; by default that of the rule, or 1 if
+            the rule has none.
 
     Returns:
         The posterior. It raises ``ValueError`` for a number of weights, a model or a loss that the curvature does not
-        take, and for a rule with particles.
+        take, for a rule with particles, and for a ``strength`` beside that of the rule.
 
     Raises:
         ValueError: if an option is out of range.
@@ -38,14 +39,14 @@ def laplace(*, curvature: Curvature = "full", strength: float = 1.0) -> Posterio
 
 def _believe(
     curvature: Curvature,
-    strength: float,
+    strength: float | None,
     inner: Inner,
     meta: Meta,
     support: Batch,
     samples: int,
     stops: Sequence[int],
 ) -> tuple[Belief, ...]:
-    require_one_model(inner)
+    require_fit(inner, strength)
     found = []
     for carry in run_trajectory(inner, meta, support, stops):
         if samples == 1:
@@ -57,7 +58,7 @@ def _believe(
 
 
 def _draw(
-    curvature: Curvature, strength: float, inner: Inner, meta: Meta, phi: Params, support: Batch, samples: int
+    curvature: Curvature, strength: float | None, inner: Inner, meta: Meta, phi: Params, support: Batch, samples: int
 ) -> list[Params]:
     precision = compute_precision(inner, meta, phi, support, curvature, strength)
     with keyed(support, INIT_STEP, "posterior", inner.seed):

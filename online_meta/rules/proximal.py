@@ -7,7 +7,8 @@ def proximal(lr: float = 0.01, strength: float = 1.0) -> InnerRule:
     """Return the rule phi_{k+1} = phi_k - lr (grad L(phi_k) + strength (phi_k - phi_0)).
 
     It is gradient descent on L(phi) + strength / 2 ||phi - phi_0||^2 (iMAML: Rajeswaran et al., NeurIPS 2019, eq. 3).
-    The estimator ``implicit`` differentiates its minimiser; all others differentiate the steps.
+    The estimator ``implicit`` differentiates its minimiser; all others differentiate the steps. As the prior of a task
+    with n samples, the term has the precision n strength, which ``laplace`` takes from here.
 
     Args:
         lr: inner learning rate, above 0.
@@ -34,4 +35,5 @@ def proximal(lr: float = 0.01, strength: float = 1.0) -> InnerRule:
         start=lambda rule, phi, support: Carry(phi, phi),
         update=update,
         view=lambda rule, weights: weights,
+        strength=strength,
     )

@@ -423,6 +423,26 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         'batch = 2\ngradient = "laplace"\noptions = { curvature = "half" }',
         "[meta.options] curvature = 'half': must be",
     ),
+    "curvature of many weights in a meta-gradient": (
+        'hidden = [8] }\nloss = "mse"\n\n[inner]\nsteps = 2\n[meta]\n',
+        'hidden = [80, 40] }\nloss = "mse"\n[meta]\ngradient = "laplace"\n',
+        "[meta] gradient = 'laplace': curvature = \"full\" is a matrix of 3,441 x 3,441 numbers",
+    ),
+    "a rule that a meta-gradient does not take": (
+        "batch = 2",
+        'batch = 2\ngradient = "implicit"',
+        "[meta] the inner rule does not pull back to its start",
+    ),
+    "two priors of a posterior": (
+        "[inner]",
+        '[inner]\nrule = "proximal"\nposterior = "laplace"\nposterior_options = { strength = 2.0 }',
+        "[inner] ftml cannot answer: Laplace's approximation is to have a prior of strength = 2, and the inner rule",
+    ),
+    "two priors of a meta-gradient": (
+        "[inner]\nsteps = 2\n[meta]",
+        '[inner]\nsteps = 2\nrule = "proximal"\n[meta]\ngradient = "laplace"\noptions = { strength = 2.0 }',
+        "[meta] Laplace's approximation is to have a prior of strength = 2, and the inner rule has one of its own",
+    ),
     "samples of a point": (
         "[serve]",
         f"{FAST}\n[learner.inner]\nsamples = 2\n[serve]",

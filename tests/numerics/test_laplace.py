@@ -66,7 +66,7 @@ def test_the_posterior_and_the_evidence_of_a_linear_model_are_exact(curvature, l
     mode = start + torch.linalg.solve(right, design.T @ residual / SIGMA**2)
     torch.testing.assert_close(as_vector(phi), mode, rtol=1e-10, atol=1e-10)
 
-    precision = compute_precision(inner, meta, phi, support, curvature, STRENGTH)
+    precision = compute_precision(inner, meta, phi, support, curvature)
     torch.testing.assert_close(covariance_of(precision, phi), torch.linalg.inv(right), rtol=1e-10, atol=1e-10)
     pull = STRENGTH / 2 * (as_vector(phi) - start).square().sum()
     log_prior = 4 / 2 * math.log(STRENGTH) - pull
@@ -210,6 +210,18 @@ def test_padding_does_not_count_and_a_weight_of_two_is_a_sample_twice(curvature)
 
 
 @every_curvature
+@pytest.mark.parametrize(("rows", "weight", "n"), [(4, None, 4), (4, [1.0, 2.0, 0.0, 0.5], 3.5), (0, None, 1)])
+def test_the_prior_of_proximal_is_that_of_the_rule(curvature, rows, weight, n):
+    _, inner, meta, task = setting()
+    pulled = replace(inner, rule=om.rules.proximal(lr=0.01, strength=0.3))
+    weight = None if weight is None else torch.tensor(weight, dtype=torch.float64)
+    support = om.Batch(task.support.x[:rows], task.support.y[:rows], weight)
+    found = compute_precision(pulled, meta, meta.weights, support, curvature).log_det()
+    right = compute_precision(inner, meta, meta.weights, support, curvature, 0.3 * n).log_det()
+    torch.testing.assert_close(found, right, rtol=1e-12, atol=0)
+
+
+@every_curvature
 def test_a_support_set_without_rows_leaves_the_prior(curvature):
     _, inner, meta, task = setting()
     nothing = om.Batch(task.support.x[:0], task.support.y[:0])
@@ -270,6 +282,10 @@ def find(module, curvature="full", loss="mse", rule=None):
         (
             lambda: om.laplace(replace(setting()[1], rule=om.rules.svgd())),
             "around one model, and the rule adapts several",
+        ),
+        (
+            lambda: om.laplace(replace(setting()[1], rule=om.rules.proximal(strength=0.3)), strength=2.0),
+            "prior of strength = 2, and the inner rule has one of its own, with strength = 0.3 .*: leave out",
         ),
     ],
 )
