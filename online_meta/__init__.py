@@ -12,6 +12,7 @@ from online_meta.meta_optimizer import MetaOptimizer
 from online_meta.metagrads.chaser import chaser
 from online_meta.metagrads.exact import exact
 from online_meta.metagrads.first_order import first_order
+from online_meta.metagrads.hierarchical_variational import hierarchical_variational
 from online_meta.metagrads.implicit import implicit
 from online_meta.metagrads.laplace import laplace
 from online_meta.metagrads.reptile import reptile
@@ -43,6 +44,7 @@ __all__ = [
     "chaser",
     "exact",
     "first_order",
+    "hierarchical_variational",
     "implicit",
     "laplace",
     "model_loss",

@@ -266,7 +266,9 @@ class InnerRule(NamedTuple):
     ``particles(rule, weights) -> (weights of each model)`` returns M views, the first of which is that of ``view``. A
     step then sees the sum of their losses, so that the gradient of a particle is its own; the query loss is that of
     their mixture. A rule whose steps descend L(phi) + ``strength`` / 2 ||phi - phi_0||^2 says so: of the sum over n
-    samples, this is a normal prior of precision n ``strength``, which Laplace's approximation then has, too.
+    samples, this is a normal prior of precision n ``strength``, which Laplace's approximation then has, too. A rule
+    whose phi is a normal distribution of the weights has ``belief(rule, carry) -> (that distribution, the prior with
+    which it began)``, and can be trained by ``hierarchical_variational``.
     """
 
     init: Callable[[Params], Params]
@@ -279,6 +281,7 @@ class InnerRule(NamedTuple):
     infer: Inference | None = None
     particles: Callable[[Params, Params], Sequence[Params]] | None = None
     strength: float | None = None
+    belief: Callable[[Params, Carry], tuple[Normal, Normal]] | None = None
 
 
 class StepReport(NamedTuple):

@@ -20,6 +20,8 @@ it by its file name. Files whose names begin with _ are not entries.
 - A rule may adapt several models: ``particles(rule, weights)`` then returns the views of all of them. The first is that
   of ``view``; for the weights alone, it is the only one. ``seen.loss`` is the sum of their losses.
 - A rule that pulls back to its start, as ``proximal`` does, has ``strength``; ``laplace`` takes its prior from it.
+- A rule whose phi is a normal distribution of the weights may have ``belief``: that distribution, and its prior.
+  The estimator ``hierarchical_variational`` takes such rules.
 - phi and the state keep their names, shapes and dtypes over all steps; a view has those of the weights.
 - All four are pure and twice differentiable, and do not write to their arguments. They work under ``torch.func.vmap``
   unless ``random`` is True.

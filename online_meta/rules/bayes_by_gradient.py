@@ -17,8 +17,7 @@ def bayes_by_gradient(lr: float = 0.01, log_std: float = -3.0, kl_weight: float 
     1 / n of the paper's. The divergence is in closed form. Its part in m is taken at m', so that no sigma makes the
     steps diverge; the paper's gradient at m differs in second order of lr, and has the same fixed point. phi has m
     under the names of the weights, and log s under ``NAME.log_std``. The model is called with a draw of theta. Use the
-    rule with the posterior "samples", and with the estimator ``exact``: it differentiates the loss of draws after K
-    steps.
+    posterior "samples", and the estimator ``exact``, for the query loss of draws, or ``hierarchical_variational``.
 
     Args:
         lr: inner learning rate, above 0.
@@ -63,11 +62,19 @@ def bayes_by_gradient(lr: float = 0.01, log_std: float = -3.0, kl_weight: float 
         view=_draw_weights,
         random="keyed",
         particles=None if draws == 1 else lambda rule, weights: [_draw_weights(rule, weights) for _ in range(draws)],
+        belief=_split_belief,
     )
 
 
 def _name_spread(name: str) -> str:
     return f"{name}{LOG_STD}"
+
+
+def _split_belief(rule: Params, carry: Carry) -> tuple[Normal, Normal]:
+    """Return q and p, the prior."""
+    spreads = {name: _name_spread(name) for name in carry.state}
+    found = Normal({name: carry.phi[name] for name in spreads}, {n: carry.phi[one] for n, one in spreads.items()})
+    return found, Normal(carry.state, {name: rule[one] for name, one in spreads.items()})
 
 
 def _draw_weights(rule: Params, weights: Params) -> Params:

@@ -20,12 +20,12 @@ from online_meta.testing.test_rules import EVERY, RANDOM, SEVERAL, every_fast, i
 ESTIMATORS = {name: registry.load(online_meta.metagrads, name) for name in registry.names(online_meta.metagrads)}
 SEES_THE_QUERY = {"reptile"}
 DOES_NOT_ADAPT = {"supervised"}
-BOUNDS = {"chaser", "laplace", "variational"}
+BOUNDS = {"chaser", "hierarchical_variational", "laplace", "variational"}
 """Differentiate something else than the query loss, or add to it; their own tests say what."""
 
-CHOOSY = {"implicit", "laplace", "variational"}
-"""Refuse some rules when they are made: those that do not pull back to their start, that adapt several models, or that
-draw nothing in training."""
+CHOOSY = {"hierarchical_variational", "implicit", "laplace", "variational"}
+"""Refuse some rules when they are made: those that do not pull back to their start, that adapt several models, that
+draw nothing in training, or whose phi is no distribution."""
 
 
 def takes(name, make):
@@ -49,7 +49,9 @@ every_estimator = pytest.mark.parametrize("name", ESTIMATORS)
 
 def plainest(name):
     """Return gradient descent, or what is nearest to it of what an estimator takes."""
-    return next(EVERY[rule] for rule in ("sgd", "proximal", "platipus") if f"{name}-{rule}" in PAIRS)
+    return next(
+        EVERY[rule] for rule in ("sgd", "proximal", "platipus", "bayes_by_gradient") if f"{name}-{rule}" in PAIRS
+    )
 
 
 def everything(task):

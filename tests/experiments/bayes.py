@@ -33,6 +33,15 @@ CONTESTANTS = {
         ("inner.rule=platipus", *SAMPLES, "meta.gradient=variational", "meta.options={kl_weight=0.01}"),
     ),
     "abml": Contestant("ABML", ("inner.rule=bayes_by_gradient", *SAMPLES)),
+    "abml_variational": Contestant(
+        "ABML, bound of the paper",
+        (
+            "inner.rule=bayes_by_gradient",
+            *SAMPLES,
+            "meta.gradient=hierarchical_variational",
+            "meta.options={hyperprior_weight=0.001}",
+        ),
+    ),
     "bmaml_chaser": Contestant(
         "BMAML, chaser",
         (
