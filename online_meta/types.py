@@ -235,7 +235,7 @@ class Inference(NamedTuple):
     """How a rule draws theta, a part of phi, and what training draws it from instead; see ``metagrads/variational.py``.
 
     Attributes:
-        prior: p(theta | D) of the support set D, from which the rule itself draws.
+        prior: p(theta | D) of the support set D, from which the rule itself draws; or p(theta), whatever D is.
         posterior: q(theta | E), from which training draws; its evidence E includes the query set.
         evidence: E: the "query" set alone, or "both" sets.
         sees: what both read of a set. "samples": theta is drawn by the rule's ``start``, and the gradients given are

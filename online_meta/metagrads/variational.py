@@ -27,7 +27,9 @@ def variational(inner: Inner, *, kl_weight: float = 1.0, draws: int = 1) -> Meta
     - of ``platipus``, q is given the gradient of the query loss, and p that of the support loss (Finn, Xu & Levine,
       NeurIPS 2018, algorithm 1);
     - of ``encode`` with ``latent``, q encodes both sets, and p the support set (Garnelo et al., 2018, "Neural
-      Processes").
+      Processes");
+    - of ``encode`` with ``prior = "standard"``, q encodes the query set, and p is N(0, I) (Edwards & Storkey, ICLR
+      2017, "Towards a Neural Statistician").
 
     The gradient passes through theta = mean + std eps, with eps drawn by key (Kingma & Welling, ICLR 2014), and is
     exact for these draws.

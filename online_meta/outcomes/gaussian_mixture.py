@@ -13,7 +13,10 @@ from online_meta.outcomes._normal import normal_cdf, scale_to_std
 from online_meta.types import Outcome, Tensors
 
 PARTS = ("mean", "scale", "logit")
-NEEDS = "'mean', 'scale' and 'logit', each (n, ..., K) for K normal distributions and y (n, ...)"
+NEEDS = (
+    "'mean', 'scale' and 'logit', each (n, ..., K) for K normal distributions and y (n, ...), or one tensor "
+    "(n, ..., 3 K), whose last dimension has the means, then the scales, then the logits"
+)
 
 
 @cache  # Outcomes are one family if their functions are the same.
@@ -21,7 +24,8 @@ def build(*, least: Annotated[float, Gt(0)] = 1e-3) -> Outcome:
     """Return y ~ sum_k w_k N(mean_k, std_k^2), each entry: a mixture density network (Bishop, 1994, NCRG/94/004).
 
     The weights w are softmax(logit), and std = least + softplus(scale), softplus(a) = log(1 + e^a). The output is a
-    dict of ``mean``, ``scale`` and ``logit``, each (n, ..., K) for targets (n, ...).
+    dict of ``mean``, ``scale`` and ``logit``, each (n, ..., K) for targets (n, ...), or one tensor (n, ..., 3 K): first
+    the means, then the scales, then the logits. So a perceptron with 3 K outputs is a mixture for targets (n,).
 
     Args:
         least: the lower bound of the standard deviations, in units of y.
@@ -66,6 +70,9 @@ def _mean(output: Tensors) -> Tensor:
 
 def _split(output: Tensors) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean, raw scale and logit; raise ``ValueError`` for an output that has none."""
+    if isinstance(output, Tensor) and output.ndim >= 2 and output.shape[-1] % 3 == 0:
+        mean, scale, logit = output.chunk(3, -1)
+        return mean, scale, logit
     if isinstance(output, dict) and {*output} == {*PARTS}:
         mean, scale, logit = (output[name] for name in PARTS)
         if mean.ndim >= 2 and mean.shape == scale.shape == logit.shape:

@@ -3,12 +3,13 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from online_meta.batches import as_named, count_samples
+from online_meta.batches import as_named, count_samples, sum_weights
 from online_meta.functional.keyed import keyed, normal_like_all
 from online_meta.functional.normals import draw_normal
 from online_meta.functional.randomness import INIT_STEP
@@ -19,6 +20,9 @@ KEYS, VALUES = "keys", "values"
 
 ROWS = "rows"
 """The name of the weights that have support samples as they are; see ``trainers.models.in_context_transformer``."""
+
+Prior = Literal["support", "standard"]
+"""What training takes for the prior of what is drawn; see ``encode``."""
 
 UNCOUNTED = -1e4
 """Takes the place of the logarithm of a weight of 0: its exponential is 0."""
@@ -32,6 +36,8 @@ def encode(
     attention: bool = False,
     latent: bool = False,
     in_context: bool = False,
+    prior: Prior = "support",
+    pooled_depth: int = 0,
 ) -> InnerRule:
     """Return the rule phi_0 = w + A mean_i h(x_i, y_i): a conditional neural process (Garnelo et al., ICML 2018).
 
@@ -43,6 +49,15 @@ def encode(
     With ``latent``, phi_0 is drawn by key from N(w + A r, s^2), s = 0.1 + 0.9 sigmoid(b + B r), with b and B learned: a
     neural process (Garnelo et al., 2018, "Neural Processes"). Use it with the posterior "samples", and with the
     estimator ``variational``, or with ``exact``.
+
+    With ``latent`` and ``prior = "standard"``, c = phi_0 has the prior N(0, I), and ``variational`` compares q(c | D')
+    of a set D' of n samples with it: a neural statistician (Edwards & Storkey, ICLR 2017), which learns from
+
+        -1/n E_q(c | D')[sum_i log p(y_i | x_i, c)] + 1/n KL(q(c | D') || N(0, I)).
+
+    Without support samples, c is drawn from N(0, I). The y_i are the set, and x is a constant. The paper has a latent
+    variable z_i of each sample, with a bound of its own. Here it is discrete: the component of the outcome
+    ``gaussian_mixture``, over which the sum is exact. So z adds no divergence, and needs no network.
 
     With ``attention``, the rows k(x_i) and v(x_i, y_i) are added to the weights ``keys`` and ``values`` of the model,
     which looks them up for each query input, such as ``trainers.models:attentive_decoder``: an attentive neural process
@@ -62,6 +77,10 @@ def encode(
         attention: whether support samples become rows of ``keys`` and ``values``, which ``fast`` has to match.
         latent: whether all other weights that adapt are drawn.
         in_context: whether support samples become ``rows``, which ``fast`` has to match.
+        prior: with ``latent``, what training takes for the prior of the weights that are drawn: "support" for what is
+            believed given the support set, or "standard" for standard normal numbers.
+        pooled_depth: the number of hidden layers between the mean and A, at least 0. Without them, what is made is
+            linear in the mean, so it cannot be, for example, the logarithm of a variance.
 
     Returns:
         The rule. Its learned parameters start as a function of the weights' bits.
@@ -71,7 +90,11 @@ def encode(
     """
     if not lr > 0:
         raise ValueError(f"lr is {lr}: an inner learning rate is positive")
-    encoder = Encoder(width, depth, features, attention, latent, in_context)
+    encoder = Encoder(width, depth, features, attention, latent, in_context, prior == "standard", pooled_depth)
+    if prior not in get_args(Prior):
+        raise ValueError(f"prior is {prior!r}: it is one of {', '.join(get_args(Prior))}")
+    if encoder.standard and not latent:
+        raise ValueError('prior = "standard" is that of what is drawn: set latent = true')
 
     def update(rule: Params, carry: Carry, seen: Seen, step: int) -> Carry:
         return Carry({name: phi - lr * seen.grads[name] for name, phi in carry.phi.items()}, carry.state)
@@ -82,7 +105,7 @@ def encode(
         update=update,
         view=lambda rule, weights: weights,
         random="keyed" if latent else False,
-        infer=Inference(encoder.believe, encoder.believe, evidence="both", sees="samples") if latent else None,
+        infer=encoder.infer() if latent else None,
     )
 
 
@@ -96,12 +119,16 @@ class Encoder:
     attention: bool
     latent: bool
     in_context: bool
+    standard: bool
+    pooled_depth: int
 
     def __post_init__(self) -> None:
         """Check the sizes."""
         for option in ("width", "depth", "features"):
             if getattr(self, option) < 1:
                 raise ValueError(f"{option} is {getattr(self, option)}: it is 1 or more")
+        if self.pooled_depth < 0:
+            raise ValueError(f"pooled_depth is {self.pooled_depth}: it is 0 or more")
 
     def init(self, weights: Params) -> Params:
         """Return initial parameters for the weights that adapt, as a function of their bits."""
@@ -120,6 +147,8 @@ class Encoder:
                 "encode with latent = true draws the weights that adapt, other than keys and values, and there are "
                 'none: add them to fast, such as fast = ["context", "keys", "values"]'
             )
+        if pooled:
+            shapes |= _list_layers("pooled", [self.width] * (1 + self.pooled_depth))
         for name, weight in pooled.items():
             shapes[f"{name}.mean.weight"] = (weight.numel(), self.width)
             if self.latent:
@@ -140,18 +169,30 @@ class Encoder:
         made = draw_normal(believed) if self.latent else believed.mean
         return Carry({**phi, **made, **self.add_rows(rule, phi, support)}, {})
 
+    def infer(self) -> Inference:
+        """Return what training draws from, and its prior."""
+        if self.standard:
+            return Inference(self._presume, self.believe, evidence="query", sees="samples")
+        return Inference(self.believe, self.believe, evidence="both", sees="samples")
+
+    def _presume(self, rule: Params, phi: Params, batch: Batch, grads: Params) -> Normal:
+        """Return a standard normal distribution of the weights that are drawn."""
+        zeros = {name: torch.zeros_like(value) for name, value in self._pooled(phi).items()}
+        return Normal(zeros, zeros)
+
     def believe(self, rule: Params, phi: Params, batch: Batch, grads: Params) -> Normal:
         """Return the distribution of the weights that are made of the mean; without ``latent``, its mean alone."""
         if not self._pooled(phi):
             return Normal({}, {})
         code = _average(self._encode_samples(rule, phi, batch), batch)
+        code = F.gelu(_run_layers("pooled", rule, code)) if self.pooled_depth else code
         found = Normal({}, {})
         for name, value in self._pooled(phi).items():
             found.mean[name] = value + (rule[f"{name}.mean.weight"] @ code).reshape(value.shape)
             if self.latent:
                 raw = rule[f"{name}.spread.bias"] + rule[f"{name}.spread.weight"] @ code
                 found.log_std[name] = (0.1 + 0.9 * raw.sigmoid()).log().reshape(value.shape)
-        return found
+        return _keep_if_counted(found, batch) if self.standard else found
 
     def add_rows(self, rule: Params, phi: Params, support: Batch) -> Params:
         """Return the weights that have a row for each support sample."""
@@ -237,6 +278,16 @@ def _average(values: Tensor, batch: Batch) -> Tensor:
     weight = batch.weight.to(values.dtype)
     total = weight.sum()
     return (weight[:, None] * values).sum(0) / torch.where(total > 0, total, 1.0)
+
+
+def _keep_if_counted(found: Normal, batch: Batch) -> Normal:
+    """Return ``found``, or a standard normal distribution if no sample of the batch counts."""
+    counted = sum_weights(batch) > 0
+    if counted is True:
+        return found
+    return Normal(
+        *({name: torch.where(torch.as_tensor(counted), value, 0.0) for name, value in part.items()} for part in found)
+    )
 
 
 def _log_weights(batch: Batch, like: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ CLASSES = ("task.y=class", "task.ways=3", "task.y_shape=[]", "model.loss=cross_e
 
 
 def test_the_table_is_parsed():
-    assert len(ROWS) == 59
+    assert len(ROWS) == 60
     assert ROWS["FOMAML"] == ["meta.gradient=first_order"]
 
 
@@ -38,6 +38,12 @@ def test_the_readme_counts_the_algorithms():
     rows = re.findall(r"(?m)^\| .+? \| .*? ?\| `.+` \|$", meta_learners)
     assert found
     assert f"{len(rows)} algorithms" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_of_a_neural_statistician_passes_the_check(tmp_path):
+    config = read_config(ROOT / "deploy" / "number_sets.toml", (f"run.path={tmp_path}",))
+    assert [source.kind for source in config.source] == ["number_sets"]
+    check_learning(config)
 
 
 @pytest.mark.parametrize("name", ROWS)

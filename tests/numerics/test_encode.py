@@ -1,14 +1,18 @@
 """Neural processes: what an encoder makes of a support set, in which order and how often, and its exact gradient."""
 
+import math
+from itertools import cycle
+
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from torch.func import functional_call
 from torch.nn import functional as F
 
 import online_meta as om
 from online_meta.batching.padding import pad_task
+from online_meta.functional import normals
 from online_meta.functional.keyed import keyed, normal_like
 from online_meta.inner import init_carry, run_inner_loop
 from online_meta.rules.encode import _fold as fold
@@ -21,6 +25,7 @@ from trainers.models.decoders import look_up
 KINDS = {
     "conditional": {},
     "latent": {"latent": True},
+    "latent, standard": {"latent": True, "prior": "standard", "pooled_depth": 1},
     "attentive": {"attention": True},
     "attentive and latent": {"attention": True, "latent": True},
     "in context": {"in_context": True},
@@ -47,7 +52,7 @@ def make(kind, inputs=4, targets=2, steps=0, **options):
         om.model_loss(module, "gaussian"),
         om.rules.encode(lr=0.1, **chosen),
         steps,
-        fast if kind not in ("conditional", "latent") else ("context",),
+        ("context",) if kind in ("conditional", "latent", "latent, standard") else fast,
         posterior=om.posteriors.samples() if "latent" in chosen else om.posteriors.point(),
         samples=3 if "latent" in chosen else 1,
     )
@@ -108,7 +113,8 @@ def test_an_empty_support_set_gives_the_prior_predictive(kind, monkeypatch):
     assert all(torch.equal(value, meta.weights[name]) for name, value in mean.items())
     for name in believed.keys() - mean.keys():
         spread = 0.1 + 0.9 * meta.rule[f"{name}.spread.bias"].sigmoid()
-        torch.testing.assert_close(believed[name], meta.weights[name] + spread, rtol=1e-12, atol=0)
+        prior = torch.ones_like(spread) if "standard" in kind else meta.weights[name] + spread
+        torch.testing.assert_close(believed[name], prior, rtol=1e-12, atol=0)
     (belief,) = inner.believe(meta, nothing.support)
     assert all(value.isfinite().all() for value in belief.params.values())
     found = om.exact(inner)(meta, nothing)
@@ -123,19 +129,32 @@ def test_attention_on_a_support_point_with_identity_keys_returns_its_value():
     assert not torch.equal(look_up(torch.eye(4, dtype=torch.float64), keys, values)[2], values[2])
 
 
+class DeepSet(nn.Module):
+    """A network of each sample, the mean, and perhaps a layer after it."""
+
+    def __init__(self, pooled):
+        super().__init__()
+        self.samples = nn.Sequential(nn.Linear(2, 6), nn.GELU(), nn.Linear(6, 6), nn.GELU())
+        self.pooled = nn.Sequential(nn.Linear(6, 6), nn.GELU()) if pooled else nn.Identity()
+
+    def forward(self, samples):
+        return self.pooled(self.samples(samples).mean(0))
+
+
 def plain_setting(kind):
     """Return a small problem of one number of x and y, and the network h written as torch's own layers."""
     inner, meta, module = make(kind, inputs=1, targets=1, features=1, depth=2)
     random = torch.Generator().manual_seed(1)
     task = om.Task(*(om.Batch(*torch.randn(2, n, 1, generator=random, dtype=torch.float64)) for n in (5, 7)))
-    encoder = nn.Sequential(nn.Linear(2, 6), nn.GELU(), nn.Linear(6, 6), nn.GELU()).double()
-    layers = {"0": "samples.0", "2": "samples.1"}
+    pooled = "pooled_depth" in KINDS[kind]
+    encoder = DeepSet(pooled).double()
+    layers = {"samples.0": "samples.0", "samples.2": "samples.1", **({"pooled.0": "pooled.0"} if pooled else {})}
     names = {f"{own}.{part}": f"{rule}.{part}" for own, rule in layers.items() for part in ("weight", "bias")}
     leaves = {n: v.clone().requires_grad_() for n, v in join_parts(meta).items()}
 
     def code(*batches):
         samples = torch.cat([torch.cat([batch.x, batch.y], 1) for batch in batches])
-        return functional_call(encoder, {own: leaves[f"rule/{n}"] for own, n in names.items()}, samples).mean(0)
+        return functional_call(encoder, {own: leaves[f"rule/{n}"] for own, n in names.items()}, samples)
 
     def loss(context):
         weights = {n: leaves[f"weights/{n}"] for n in meta.weights} | {"context": context}
@@ -158,20 +177,76 @@ def test_a_conditional_neural_process_is_the_plain_network():
     compare(om.exact(inner)(meta, task), loss(context), leaves)
 
 
+def believe(leaves, r):
+    """Return the normal distribution that is made of the mean r of what is encoded."""
+    raw = leaves["rule/context.spread.bias"] + leaves["rule/context.spread.weight"] @ r
+    return Normal(leaves["weights/context"] + leaves["rule/context.mean.weight"] @ r, 0.1 + 0.9 * raw.sigmoid())
+
+
+def draw(q, query):
+    """Draw as training does."""
+    with keyed(query, 0, "posterior"):
+        return q.mean + q.stddev * normal_like(q.mean.detach())
+
+
 def test_the_bound_of_a_neural_process_is_that_of_its_paper():
     """q(z | D, D') is given both sets, and p is q(z | D)."""
     inner, meta, task, leaves, code, loss = plain_setting("latent")
-
-    def believe(*batches):
-        r = code(*batches)
-        raw = leaves["rule/context.spread.bias"] + leaves["rule/context.spread.weight"] @ r
-        return Normal(leaves["weights/context"] + leaves["rule/context.mean.weight"] @ r, 0.1 + 0.9 * raw.sigmoid())
-
-    q, p = believe(*task), believe(task.support)
-    with keyed(task.query, 0, "posterior"):
-        z = q.mean + q.stddev * normal_like(q.mean.detach())
-    bound = loss(z) + 0.5 / 7 * kl_divergence(q, p).sum()
+    q, p = (believe(leaves, code(*batches)) for batches in (task, [task.support]))
+    bound = loss(draw(q, task.query)) + 0.5 / 7 * kl_divergence(q, p).sum()
     compare(om.variational(inner, kl_weight=0.5)(meta, task), bound, leaves)
+
+
+def test_the_bound_of_a_neural_statistician_is_that_of_its_paper():
+    """q(c | D') is given the query set alone, and p is N(0, I)."""
+    inner, meta, task, leaves, code, loss = plain_setting("latent, standard")
+    q, p = believe(leaves, code(task.query)), Normal(*torch.tensor([[0.0] * 3, [1.0] * 3], dtype=torch.float64))
+    bound = loss(draw(q, task.query)) + kl_divergence(q, p).sum() / 7
+    compare(om.variational(inner)(meta, task), bound, leaves)
+
+
+def test_the_bound_of_a_neural_statistician_is_the_evidence_where_its_belief_is_exact(monkeypatch):
+    """y_i = a c + b + noise: q(c | D') is normal with precision 1 + n a^2 / s^2 and mean a sum_i (y_i - b) / s^2 / it.
+
+    With a bias of 50, the hidden unit of the encoder is linear.
+    """
+    a, b, s, n = 0.8, -0.4, 0.9, 5
+    rule = om.rules.encode(width=1, depth=1, features=1, latent=True, prior="standard")
+    module = mlp(1, 1, hidden=(), context=1).double()
+    inner = om.Inner(om.model_loss(module, "gaussian_of_noise", loss_options={"sigma": s}), rule, 0, ("context",))
+    precision = 1 + n * a**2 / s**2
+    slope, spread = n * a / s**2 / precision, (precision**-0.5 - 0.1) / 0.9
+    rule_parameters = {
+        "samples.0.weight": [[0.0, 1.0]],
+        "samples.0.bias": [50.0],
+        "context.mean.weight": [[slope]],
+        "context.spread.weight": [[0.0]],
+        "context.spread.bias": [math.log(spread / (1 - spread))],
+    }
+    weights = {"context": [-slope * (50 + b)], "1.weight": [[0.3, a]], "1.bias": [b]}
+    meta = om.Meta(
+        *(
+            {name: torch.tensor(value, dtype=torch.float64) for name, value in part.items()}
+            for part in (weights, rule_parameters)
+        )
+    )
+    y = torch.randn(n, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    query, support = (om.Batch(torch.zeros_like(one), one) for one in (y, torch.ones(2, 1).double()))
+    turns = cycle([1.0, 0.0, -1.0, 0.0])  # Every other draw is of the start, from the support set.
+    monkeypatch.setattr(
+        normals, "normal_like_all", lambda tensors: {n: torch.full_like(v, next(turns)) for n, v in tensors.items()}
+    )
+    found = om.variational(inner, draws=2)(meta, om.Task(support, query))
+    leaves = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (a, b)]
+    one = torch.ones(n, dtype=torch.float64)
+    covariance = s**2 * one.diag() + leaves[0] ** 2 * torch.outer(one, one)
+    evidence = -MultivariateNormal(leaves[1] * one, covariance).log_prob(y[:, 0]) / n
+    torch.testing.assert_close(found.loss, evidence.detach(), rtol=1e-10, atol=0)
+    of_a, of_b = torch.autograd.grad(evidence, leaves)
+    torch.testing.assert_close(found.grads.weights["1.weight"][0, 1], of_a, rtol=1e-9, atol=0)
+    torch.testing.assert_close(found.grads.weights["1.bias"][0], of_b, rtol=1e-9, atol=0)
+    for name in ("context.mean.weight", "context.spread.bias"):  # At the best q, the bound has no slope.
+        torch.testing.assert_close(found.grads.rule[name], torch.zeros_like(found.grads.rule[name]), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +301,9 @@ def test_numbers_and_categories_are_told_apart_while_there_are_places():
     [
         ({"width": 0}, ("context",), "width is 0: it is 1 or more"),
         ({"features": 0}, ("context",), "features is 0: it is 1 or more"),
+        ({"pooled_depth": -1}, ("context",), "pooled_depth is -1: it is 0 or more"),
+        ({"latent": True, "prior": "normal"}, ("context",), "prior is 'normal': it is one of support, standard"),
+        ({"prior": "standard"}, ("context",), "set latent = true"),
         ({"attention": True}, ("context",), r"needs weights keys .* missing.*attentive_decoder"),
         ({"attention": True, "latent": True}, ("keys", "values"), r"there are none: add them to fast"),
         ({"in_context": True, "features": 3}, ("context",), r"needs weights rows \(m, 7\) .* missing.*features = 3"),

@@ -215,6 +215,8 @@ def test_options_out_of_range_are_refused(name, options):
         ("gaussian", torch.zeros(4, 3), torch.zeros(4, 3), r"\(4, 3\) and y \(4, 3\): it needs .*2 d"),
         ("gaussian", torch.zeros(4, 2), torch.zeros(4), r"\(4, 2\) and y \(4,\): it needs .*2 d"),
         ("gaussian", {"mean": torch.zeros(4)}, torch.zeros(4), r"\{mean: \(4,\)\} and y \(4,\): it needs 'mean' and"),
+        ("gaussian_mixture", torch.zeros(4, 4), torch.zeros(4), r"\(4, 4\): it needs .*3 K"),
+        ("gaussian_mixture", torch.zeros(4, 6), torch.zeros(4, 1), r"\(4, 6\) and y \(4, 1\): it needs .*3 K"),
         ("poisson", torch.zeros(4), torch.zeros(4, 1), r"an output of the shape of y, \(4, 1\)"),
         ("mse", {"a": torch.zeros(4)}, torch.zeros(4), r"\{a: \(4,\)\} and y \(4,\)"),
         ("categorical", torch.zeros(4), torch.zeros(4).long(), r"logits \(n, classes, ...\)"),
@@ -235,6 +237,16 @@ def test_the_two_forms_of_a_gaussian_output_have_the_same_bits():
     assert torch.equal(outcome.cdf(output, y), outcome.cdf(named, y))
     with pytest.raises(ValueError, match="needs 'mean' and 'scale'"):
         outcome.mean({"mean": y})
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 2)])
+def test_the_two_forms_of_the_output_of_a_mixture_have_the_same_bits(shape):
+    outcome, output, y = build("gaussian_mixture"), draw(*shape, 15), draw(*shape)
+    named = {"mean": output[..., :5], "scale": output[..., 5:10], "logit": output[..., 10:]}
+    for function in (outcome.nll, outcome.cdf):
+        assert torch.equal(function(output, y), function(named, y))
+    for function in (outcome.mean, outcome.variance):
+        assert torch.equal(function(output), function(named))
 
 
 def test_an_outcome_may_be_called_like_a_keyword():

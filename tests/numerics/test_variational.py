@@ -1,6 +1,7 @@
 """The evidence lower bound against the evidence itself, and against the bound written out in plain autograd."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -66,15 +67,20 @@ def test_the_bound_of_platipus_is_that_of_its_algorithm(name, draws):
     assert_close(join_parts(found.grads), join_parts(right.grads), 1e-10)
 
 
-def latent_setting(name="mlp_context", **options):
+def latent_setting(name="mlp_context", prior="support", **options):
     given = problem(name)
-    rule = om.rules.encode(lr=LR, width=5, latent=True)
+    rule = om.rules.encode(lr=LR, width=5, latent=True, prior=prior)
     inner = om.Inner(om.model_loss(given.module, given.loss), rule, 1, ("context",))
     meta = inner.init(given.weights())
     return given, inner, om.Meta(meta.weights, shifted(meta.rule)), om.variational(inner, **options)
 
 
-@pytest.mark.parametrize("make", [platipus_setting, latent_setting])
+statistician_setting = partial(latent_setting, prior="standard")
+
+
+@pytest.mark.parametrize(
+    "make", [platipus_setting, latent_setting, statistician_setting], ids=["platipus", "latent", "statistician"]
+)
 def test_the_gradient_is_the_slope_of_the_bound(make):
     given, _, meta, gradient = make(kl_weight=0.5)
     task = given.task()

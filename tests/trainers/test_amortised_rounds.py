@@ -18,6 +18,17 @@ RUNS = {
         "model": CONTEXT,
         "inner": {"rule": "encode", "options": {"width": 4}, "steps": 0, "fast": ("context",)},
     },
+    "neural statistician": {
+        "model": CONTEXT,
+        "inner": {
+            "rule": "encode",
+            "options": {"width": 4, "latent": True, "prior": "standard", "pooled_depth": 1},
+            "steps": 0,
+            "fast": ("context",),
+            **DRAWN,
+        },
+        "meta": VARIATIONAL,
+    },
     "transformer neural process": {
         "model": {
             "build": "trainers.models:in_context_transformer",
