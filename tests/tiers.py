@@ -10,6 +10,7 @@ PARTS = 6
 NONE: tuple[str, ...] = ()
 SLOW: dict[str, tuple[str, ...]] = {
     # Several learners: each kind that leads, and a replay of a daemon's run.
+    "test_a_mixture_of_normal_distributions_says_how_sure_it_is_and_keeps_its_bits": NONE,
     "test_any_learner_that_leads_rolls_back_and_halves_its_rate": ("moml",),
     "test_a_replay_and_a_restart_keep_the_learners": NONE,
     "test_a_run_of_beliefs_continues_with_the_same_bits": ("attentive neural process",),
@@ -135,7 +136,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_status_regret_and_metrics_agree": NONE,
     "test_a_daemon_seals_into_an_object_store_and_learns_from_there": NONE,
     "test_a_replay_of_discarded_rounds_is_refused": NONE,
-    "test_the_recorded_loss_is_that_of_the_answer_that_was_served": ("gaussian-dp_mixture", "gaussian-ftml@1"),
+    "test_the_recorded_loss_is_that_of_the_answer_that_was_served": ("gaussian_mixture-dp_mixture", "gaussian-ftml@1"),
     "test_a_temporary_failure_of_network_or_broker_loses_and_duplicates_nothing": (
         "kafka-cut",
         "nats-kill",

@@ -1,6 +1,7 @@
 """What the daemon answers over HTTP is what a round is scored by, for every learner and every outcome."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,10 @@ import online_meta.outcomes
 from deploy.config.config import read_config
 from deploy.leader import Adapter
 from online_meta import registry
+from tests.deploy.conftest import Cli
+from tests.support.daemon import SECTIONS as DAEMON_SECTIONS
 from tests.support.daemon import Daemon, free_port, running_daemon, sinusoid_config, wait_for
+from tests.support.finished import leader_hash, lines
 from trainers.journal.leader_file import encode_leader
 
 Array = NDArray[np.float64]
@@ -80,6 +84,18 @@ def nll_of_gaussian(output: Array, y: Array) -> Array:
     return nll_of_normal(output[:, :2], 0.01 + np.log1p(np.exp(output[:, 2:])), y)
 
 
+def split_mixture(output: Array) -> tuple[Array, Array, Array]:
+    """Return the means, deviations and weights (..., K) of an output (..., K, 3)."""
+    mean, scale, logit = np.moveaxis(output, -1, 0)
+    return mean, 1e-3 + np.log1p(np.exp(scale)), np.exp(logit) / np.exp(logit).sum(-1, keepdims=True)
+
+
+def nll_of_mixture(output: Array, y: Array) -> Array:
+    mean, std, weights = split_mixture(output)
+    density = weights * np.exp(-(((y[..., None] - mean) / std) ** 2) / 2) / (std * np.sqrt(2 * np.pi))
+    return np.asarray(-np.log(density.sum(-1)).sum(1))
+
+
 class Case(NamedTuple):
     """An outcome: the configuration of the loss, the size of the output, the targets of x, and its loss."""
 
@@ -88,6 +104,7 @@ class Case(NamedTuple):
     targets: Callable[[Array], Array]
     loss: Callable[[Array, Array, Array], float]
     task: str = 'y = "real"\ny_shape = [2]'
+    build: str = "trainers.models:mlp"
 
 
 def waves(x: Array) -> Array:
@@ -120,6 +137,13 @@ OUTCOMES = {
         mixture_of_rows(lambda output, y: nll_of_normal(output, 0.5, y)),
     ),
     "gaussian": Case('loss = "gaussian"\nloss_options = { least = 0.01 }', 4, waves, mixture_of_rows(nll_of_gaussian)),
+    "gaussian_mixture": Case(
+        'loss = "gaussian_mixture"',
+        2,
+        waves,
+        mixture_of_rows(nll_of_mixture),
+        build=f"{MODELS}:MixtureDensity",
+    ),
     "poisson": Case('loss = "poisson"', 2, counts, mixture_of_rows(nll_of_counts)),
     "objective": Case(
         'loss = "objective"', 2, waves, lambda outputs, weights, y: float((weights @ outputs.sum(2)).mean())
@@ -161,7 +185,7 @@ PAIRS = [
 HEADS = ("mse", "cross_entropy")
 """The outcomes that FTML also answers with another head on its leader's features."""
 PAIRS += [(outcome, "ftml@ridge_head") for outcome in HEADS]
-PAIRS += [("objective", "pool"), ("losses of the rows", "pool")]
+PAIRS += [("objective", "pool"), ("losses of the rows", "pool"), ("gaussian_mixture", "pool")]
 SECTIONS = """
 [inner]
 steps = 2
@@ -182,12 +206,15 @@ every_rounds = 5
 
 def write_config(folder: Path, outcome: str) -> Path:
     """Write the configuration of a run with every learner, and with their pool."""
-    case, path = OUTCOMES[outcome], folder / "config.toml"
     baselines = ", ".join(f'"{name}"' for name in learners_of(outcome) if name not in ("ftml", "pool"))
     heads = '"ridge_head"' if outcome in HEADS else ""
-    text = sinusoid_config(folder / "run", free_port(), sections=SECTIONS.format(baselines=baselines, heads=heads))
+    return write_sections(folder, OUTCOMES[outcome], SECTIONS.format(baselines=baselines, heads=heads))
+
+
+def write_sections(folder: Path, case: Case, sections: str) -> Path:
+    path, text = folder / "config.toml", sinusoid_config(folder / "run", free_port(), sections=sections)
     text = text.replace('y = "real"\ny_shape = [1]', case.task).replace("outputs = 1", f"outputs = {case.outputs}")
-    path.write_text(text.replace('loss = "mse"', case.model))
+    path.write_text(text.replace('loss = "mse"', case.model).replace("trainers.models:mlp", case.build))
     return path
 
 
@@ -222,13 +249,13 @@ def post(daemon: Daemon, case: Case, *rounds: int) -> None:
     daemon.wait_until_learned(rounds[-1] + 1)
 
 
-def ask(daemon: Daemon, case: Case, round: int) -> dict[str, NDArray[np.generic]]:
+def ask(daemon: Daemon, case: Case, round: int, **parts: object) -> dict[str, NDArray[np.generic]]:
     """Return what the daemon answers to the task of a round, from all rounds before it."""
     tensors = make_task(case, round)
     body = save({name: tensors[name] for name in ("support_x", "support_y", "query_x")})
 
     def look() -> dict[str, NDArray[np.generic]] | None:
-        answer = daemon.client.post("/v1/adapt", content=body)
+        answer = daemon.client.post("/v1/adapt", content=body, params=parts)  # type: ignore[arg-type]
         assert answer.status_code in (200, 503), answer.text
         if answer.status_code == 503 or answer.headers["X-Online-Meta-Round"] != str(round):
             return None
@@ -239,13 +266,24 @@ def ask(daemon: Daemon, case: Case, round: int) -> dict[str, NDArray[np.generic]
     return found
 
 
+def find_outputs(answer: dict[str, NDArray[np.generic]]) -> tuple[Array, Array]:
+    """Return the outputs (S, n, ...) of an answer, those of a dict as (S, n, ..., parts), and their weights (S,)."""
+
+    def read(name: str) -> Array:
+        found = [answer[name]] if name in answer else [answer[f"{name}.{part}"] for part in ("mean", "scale", "logit")]
+        return (np.stack(found, -1) if name not in answer else found[0]).astype(float)
+
+    parts = sum(name.endswith(".log_weights") for name in answer)
+    outputs = [read(f"component.{k}.outputs") for k in range(parts)] or [read("predictions")[None]]
+    weights = [np.exp(answer[f"component.{k}.log_weights"]) for k in range(parts)] or [np.ones(1)]
+    return np.concatenate(outputs), np.concatenate(weights).astype(float)
+
+
 def loss_of_answer(case: Case, answer: dict[str, NDArray[np.generic]], y: NDArray[np.generic]) -> float:
     """Return the loss of an answer's tensors alone."""
-    parts = sum(name.endswith(".log_weights") for name in answer)
-    outputs = [answer[f"component.{k}.outputs"] for k in range(parts)] or [answer["predictions"][None]]
-    weights = [np.exp(answer[f"component.{k}.log_weights"]) for k in range(parts)] or [np.ones(1)]
-    assert float(np.concatenate(weights).sum()) == pytest.approx(1.0, rel=1e-6)
-    return case.loss(np.concatenate(outputs).astype(float), np.concatenate(weights).astype(float), y.astype(float))
+    outputs, weights = find_outputs(answer)
+    assert float(weights.sum()) == pytest.approx(1.0, rel=1e-6)
+    return case.loss(outputs, weights, y.astype(float))
 
 
 @pytest.mark.parametrize(("outcome", "learner"), PAIRS)
@@ -269,8 +307,43 @@ def test_the_recorded_loss_is_that_of_the_answer_that_was_served(
 
 
 def test_every_outcome_is_served() -> None:
-    of_dicts = {"gaussian_mixture"}  # The networks here give one tensor.
-    assert {*registry.names(online_meta.outcomes)} - of_dicts <= OUTCOMES.keys()
+    assert {*registry.names(online_meta.outcomes)} <= OUTCOMES.keys()
+
+
+def test_a_mixture_of_normal_distributions_says_how_sure_it_is_and_keeps_its_bits(cli: Cli, tmp_path: Path) -> None:
+    """The output of the model is a dict of tensors. The run stops once, and is replayed without a stop."""
+    case = OUTCOMES["gaussian_mixture"]
+    config, levels = write_sections(tmp_path, case, DAEMON_SECTIONS), [0.1, 0.9]
+    for rounds in (range(3), range(3, 5)):
+        with running_daemon(config) as daemon:
+            post(daemon, case, *rounds)
+            answer = ask(daemon, case, rounds.stop, part=["mean", "std"], level=levels)
+            compared = daemon.wait_until_compared(5) if rounds.stop == 5 else {}
+            regret = daemon.client.get("/v1/regret").json()
+            assert daemon.drain() == 0
+            assert "Traceback" not in daemon.log.read_text()
+    outputs, shares = find_outputs(answer)
+    mean, std, weights = (np.concatenate([*part], -1) for part in split_mixture(outputs))
+    weights = weights * np.repeat(shares, 3)
+    expected = (weights * mean).sum(-1)
+    np.testing.assert_allclose(answer["mean"], expected, rtol=1e-5, atol=1e-5)
+    variance = (weights * (std**2 + mean**2)).sum(-1) - expected**2
+    np.testing.assert_allclose(answer["std"].astype(float) ** 2, variance, rtol=1e-4, atol=1e-5)
+    for level, quantile in zip(levels, answer["quantiles"], strict=True):
+        below = (1 + np.vectorize(math.erf)((quantile[..., None] - mean) / (std * 2**0.5))) / 2
+        np.testing.assert_allclose((weights * below).sum(-1), level, rtol=0, atol=1e-5)
+
+    played = lines(tmp_path / "run/rounds.jsonl")
+    for name in ("ftml", "from_scratch"):
+        total = math.fsum(line["learners"][name]["loss_after"] for line in played)
+        assert regret["learners"][name]["cumulative_loss"][-1] == pytest.approx(total, rel=1e-12)
+    assert math.isfinite(compared["regret"]["hindsight"]["value"])
+    ended = cli("replay", config, "--history", tmp_path / "run/history", "--out", tmp_path / "again")
+    assert ended.code == 0, ended.err
+    assert leader_hash(tmp_path / "again") == leader_hash(tmp_path / "run")
+    assert [line["learners"] for line in lines(tmp_path / "again/rounds.jsonl")] == [
+        line["learners"] for line in played
+    ]
 
 
 def test_what_another_learner_has_published_is_not_served(tmp_path: Path) -> None:

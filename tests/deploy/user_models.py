@@ -202,6 +202,18 @@ def found(output: dict[str, Tensor], y: dict[str, Tensor]) -> Tensor:
     return F.cross_entropy(output["kind"], y["kind"], reduction="none") + (output["box"] - y["box"]).square().sum(1)
 
 
+class MixtureDensity(nn.Module):
+    """Three normal distributions for each target: a mean, a scale and a logit of each, (n, outputs, 3)."""
+
+    def __init__(self, inputs: int, outputs: int, hidden: list[int]) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(inputs, *hidden), nn.Linear(*hidden, outputs * 9)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found = self.head(torch.tanh(self.body(x))).unflatten(1, (3, -1, 3))
+        return dict(zip(("mean", "scale", "logit"), found.unbind(1), strict=True))
+
+
 def three() -> nn.Module:
     """Return three numbers for two."""
     return nn.Linear(2, 3)
