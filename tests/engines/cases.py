@@ -26,6 +26,7 @@ class Case(NamedTuple):
     clip_norm: float | None
     optimizer: str = "adam"
     options: Mapping[str, object] = MappingProxyType({})
+    posterior: str = "point"
 
 
 CASES = {
@@ -45,6 +46,8 @@ CASES = {
     "sgd with momentum": Case("sgd", "exact", 1.0, "sgd", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.05}),
 }
 """Clipping to 0.05 affects every step."""
+IN_ORDER = {"maml": CASES["maml"], "abml": Case("bayes_by_gradient", "exact", None, posterior="samples")}
+"""Those that deterministic ranks learn with the same bits, one of which draws."""
 
 
 def single(tree):
@@ -64,7 +67,8 @@ def settings(case: Case, kind: str, **engine: object) -> TrainerSettings:
 def learner(case: Case, engine: Callable[[om.Meta], Engine]) -> FollowTheMetaLeader:
     """Return a learner of ``case`` with ``engine``; in its first meta-steps most ranks have no task."""
     module = net().float()
-    inner = om.Inner(om.model_loss(module, "mse"), getattr(om.rules, case.rule)(lr=0.05), STEPS)
+    rule, posterior = getattr(om.rules, case.rule)(lr=0.05), getattr(om.posteriors, case.posterior)()
+    inner = om.Inner(om.model_loss(module, "mse"), rule, STEPS, posterior=posterior)
     context = replace(
         setup(inner=inner, gradient=getattr(om, case.gradient)(inner), engine=engine),
         start=inner.init(weights_of(module)),

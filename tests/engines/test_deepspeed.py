@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import trainers.engines.local
 from online_meta.testing.learner_problems import frozen
-from tests.engines.cases import CASES, STEPS_PER_ROUND, follow_plans, learner, play, settings
+from tests.engines.cases import CASES, IN_ORDER, STEPS_PER_ROUND, follow_plans, learner, play, settings
 from tests.engines.rank_program import HALF, STAGES
 from tests.support.launch_ranks import ROOT, places, run_ranks, start_ranks
 
@@ -21,7 +22,7 @@ NEAR = 1e-5
 
 
 def alone(name):
-    case = CASES[name]
+    case = {**CASES, **IN_ORDER}[name]
     return learner(case, lambda meta: trainers.engines.local.build(settings(case, "local"), meta))
 
 
@@ -124,17 +125,20 @@ def test_any_number_of_ranks_at_any_stage_loads_the_state_of_another(tmp_path):
 
 def test_deterministic_ranks_learn_the_same_bits_for_any_number_of_ranks(tmp_path):
     """They equal the bits of the local engine; without ``deterministic`` the bits depend on the number of ranks."""
-    right = alone("maml")
-    play(right)
-    bits, others = frozen(right.save()), set()
+    bits, others = {}, set()
+    for name in IN_ORDER:
+        right = alone(name)
+        play(right)
+        bits[name] = frozen(right.save())
     for world in (1, 2, 4):
         folder = tmp_path / str(world)
         folder.mkdir()
         run_ranks("in_order", folder, world)
         for stage in STAGES:
-            for rank in range(world):
-                assert frozen(load_file(folder / f"True, stage {stage}-{rank}.safetensors")) == bits, (world, stage)
-            others.add(str(frozen(load_file(folder / f"False, stage {stage}-0.safetensors"))))
+            for rank, name in product(range(world), IN_ORDER):
+                found = load_file(folder / f"{name}, stage {stage}-{rank}.safetensors")
+                assert frozen(found) == bits[name], (world, stage, name)
+            others.add(str(frozen(load_file(folder / f"in any order, stage {stage}-0.safetensors"))))
     assert len(others) > 1
 
 
