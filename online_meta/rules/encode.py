@@ -13,7 +13,8 @@ from online_meta.batches import as_named, count_samples, sum_weights
 from online_meta.functional.keyed import keyed, normal_like_all
 from online_meta.functional.normals import draw_normal
 from online_meta.functional.randomness import INIT_STEP
-from online_meta.types import Batch, Carry, Inference, InnerRule, Normal, Params, Seen, Tensors
+from online_meta.rules.sgd import sgd
+from online_meta.types import Batch, Carry, Inference, InnerRule, Normal, Params, Tensors
 
 KEYS, VALUES = "keys", "values"
 """The names of the weights that attention reads; see ``trainers.models.attentive_decoder``."""
@@ -22,7 +23,17 @@ ROWS = "rows"
 """The name of the weights that have support samples as they are; see ``trainers.models.in_context_transformer``."""
 
 Prior = Literal["support", "standard"]
-"""What training takes for the prior of what is drawn; see ``encode``."""
+"""What training takes for the prior of c, the weights that are drawn: a belief given the support set, or N(0, I).
+
+With N(0, I), the rule is a neural statistician (Edwards & Storkey, ICLR 2017): c is a code of a set D' of n samples y_i
+with a constant x. The estimator ``variational`` descends
+
+    -1/n E_q(c | D')[sum_i log p(y_i | x, c)] + 1/n KL(q(c | D') || N(0, I)).
+
+Without samples, c is drawn from N(0, I). The paper has a latent variable z_i of each sample, with a bound of its own.
+Here z_i is discrete: the component of the outcome ``gaussian_mixture``, over which the sum is exact. So z adds no
+divergence, and needs no network.
+"""
 
 UNCOUNTED = -1e4
 """Takes the place of the logarithm of a weight of 0: its exponential is 0."""
@@ -48,16 +59,7 @@ def encode(
 
     With ``latent``, phi_0 is drawn by key from N(w + A r, s^2), s = 0.1 + 0.9 sigmoid(b + B r), with b and B learned: a
     neural process (Garnelo et al., 2018, "Neural Processes"). Use it with the posterior "samples", and with the
-    estimator ``variational``, or with ``exact``.
-
-    With ``latent`` and ``prior = "standard"``, c = phi_0 has the prior N(0, I), and ``variational`` compares q(c | D')
-    of a set D' of n samples with it: a neural statistician (Edwards & Storkey, ICLR 2017), which learns from
-
-        -1/n E_q(c | D')[sum_i log p(y_i | x_i, c)] + 1/n KL(q(c | D') || N(0, I)).
-
-    Without support samples, c is drawn from N(0, I). The y_i are the set, and x is a constant. The paper has a latent
-    variable z_i of each sample, with a bound of its own. Here it is discrete: the component of the outcome
-    ``gaussian_mixture``, over which the sum is exact. So z adds no divergence, and needs no network.
+    estimator ``variational``, or with ``exact``. With ``prior = "standard"``: a neural statistician; see ``Prior``.
 
     With ``attention``, the rows k(x_i) and v(x_i, y_i) are added to the weights ``keys`` and ``values`` of the model,
     which looks them up for each query input, such as ``trainers.models:attentive_decoder``: an attentive neural process
@@ -77,10 +79,9 @@ def encode(
         attention: whether support samples become rows of ``keys`` and ``values``, which ``fast`` has to match.
         latent: whether all other weights that adapt are drawn.
         in_context: whether support samples become ``rows``, which ``fast`` has to match.
-        prior: with ``latent``, what training takes for the prior of the weights that are drawn: "support" for what is
-            believed given the support set, or "standard" for standard normal numbers.
-        pooled_depth: the number of hidden layers between the mean and A, at least 0. Without them, what is made is
-            linear in the mean, so it cannot be, for example, the logarithm of a variance.
+        prior: with ``latent``, the prior of training: "support" for what is believed given the support set, or
+            "standard" for standard normal numbers.
+        pooled_depth: the number of hidden layers between the mean and A, at least 0.
 
     Returns:
         The rule. Its learned parameters start as a function of the weights' bits.
@@ -88,22 +89,10 @@ def encode(
     Raises:
         ValueError: if an option is out of range; later, if it does not fit the weights that adapt.
     """
-    if not lr > 0:
-        raise ValueError(f"lr is {lr}: an inner learning rate is positive")
-    encoder = Encoder(width, depth, features, attention, latent, in_context, prior == "standard", pooled_depth)
-    if prior not in get_args(Prior):
-        raise ValueError(f"prior is {prior!r}: it is one of {', '.join(get_args(Prior))}")
-    if encoder.standard and not latent:
-        raise ValueError('prior = "standard" is that of what is drawn: set latent = true')
-
-    def update(rule: Params, carry: Carry, seen: Seen, step: int) -> Carry:
-        return Carry({name: phi - lr * seen.grads[name] for name, phi in carry.phi.items()}, carry.state)
-
-    return InnerRule(
+    encoder = Encoder(width, depth, features, attention, latent, in_context, prior, pooled_depth)
+    return sgd(lr)._replace(
         init=encoder.init,
         start=encoder.start,
-        update=update,
-        view=lambda rule, weights: weights,
         random="keyed" if latent else False,
         infer=encoder.infer() if latent else None,
     )
@@ -119,16 +108,20 @@ class Encoder:
     attention: bool
     latent: bool
     in_context: bool
-    standard: bool
+    prior: Prior
     pooled_depth: int
 
     def __post_init__(self) -> None:
-        """Check the sizes."""
+        """Check the options."""
         for option in ("width", "depth", "features"):
             if getattr(self, option) < 1:
                 raise ValueError(f"{option} is {getattr(self, option)}: it is 1 or more")
         if self.pooled_depth < 0:
             raise ValueError(f"pooled_depth is {self.pooled_depth}: it is 0 or more")
+        if self.prior not in get_args(Prior):
+            raise ValueError(f"prior is {self.prior!r}: it is one of {', '.join(get_args(Prior))}")
+        if self.prior == "standard" and not self.latent:
+            raise ValueError('prior = "standard" is that of what is drawn: set latent = true')
 
     def init(self, weights: Params) -> Params:
         """Return initial parameters for the weights that adapt, as a function of their bits."""
@@ -171,7 +164,7 @@ class Encoder:
 
     def infer(self) -> Inference:
         """Return what training draws from, and its prior."""
-        if self.standard:
+        if self.prior == "standard":
             return Inference(self._presume, self.believe, evidence="query", sees="samples")
         return Inference(self.believe, self.believe, evidence="both", sees="samples")
 
@@ -192,7 +185,7 @@ class Encoder:
             if self.latent:
                 raw = rule[f"{name}.spread.bias"] + rule[f"{name}.spread.weight"] @ code
                 found.log_std[name] = (0.1 + 0.9 * raw.sigmoid()).log().reshape(value.shape)
-        return _keep_if_counted(found, batch) if self.standard else found
+        return _keep_if_counted(found, batch) if self.prior == "standard" else found
 
     def add_rows(self, rule: Params, phi: Params, support: Batch) -> Params:
         """Return the weights that have a row for each support sample."""
