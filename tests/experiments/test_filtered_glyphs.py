@@ -147,7 +147,7 @@ def test_rows_are_made_anew_reused_and_compared(make_row, tmp_path):
     assert make_row("ftml") == single
     assert (tmp_path / "phases-ftml-0.json").stat().st_mtime_ns == saved
     result = compose(rows)
-    ahead, _ = result["figures"]
+    ahead, *_ = result["figures"]
     assert ahead["value"] == pytest.approx(mixture["after"] - single["after"])
     assert not ahead["met"], "one seed has no interval"
     assert "| plain again |" in render(result)

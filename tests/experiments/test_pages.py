@@ -22,6 +22,7 @@ RENDERERS = {
     "bench_rounds": "benchmarks.rounds.page",
     "bench_streams": "benchmarks.streams.__main__",
     "cost": "experiments.round_cost.page",
+    "filtered_glyphs": "experiments.filtered_glyphs.page",
     "first_table": "experiments.first_table",
     "glyph_table": "experiments.glyphs.page",
     "glyph_tuning": "experiments.glyphs.tuning",

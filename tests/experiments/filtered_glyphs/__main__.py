@@ -13,16 +13,26 @@ from tests.experiments.glyphs.tasks import load_letters
 
 @click.command()
 @run_options(NAME, rounds=ROUNDS)
+@click.option("--stream", multiple=True, default=STREAMS, show_default=True, help="A stream; may be repeated.")
 @click.option("--fonts", type=click.Path(path_type=Path), help="A folder with the Noto fonts.")
-def main(rounds: int, seeds: int, only: tuple[str, ...], jobs: int, work: Path, out: Path, fonts: Path | None) -> None:
+def main(
+    rounds: int,
+    seeds: int,
+    only: tuple[str, ...],
+    jobs: int,
+    work: Path,
+    out: Path,
+    stream: tuple[str, ...],
+    fonts: Path | None,
+) -> None:
     """Write filtered_glyphs.json, .md and .png into OUT; runs that are finished in WORK are reused."""
     place = require_fonts(fonts)
     (work / "programs").mkdir(parents=True, exist_ok=True)
     load_letters(place, work / "letters.safetensors")
     asked = [
-        (Entry(stream, name, seed, rounds), CONTESTANTS[name], work, place)
+        (Entry(each, name, seed, rounds), CONTESTANTS[name], work, place)
         for seed in range(seeds)
-        for stream in STREAMS
+        for each in choose_labels(stream, STREAMS)
         for name in choose_labels(only, [*CONTESTANTS])
     ]
 

@@ -19,6 +19,8 @@ from tests.experiments.filtered_glyphs.streams import PHASES, QUERIES, SHOTS, SI
 NAME = "filtered_glyphs"
 MAIN, OTHER = "dp_mixture", "ftml"
 """The learners that are compared."""
+LARGER = "ftml_large_steps"
+"""One initialisation with larger inner steps, with which the mixture is compared as well."""
 WINDOW = 15
 """Rounds that a point of the curves in the picture is the mean of."""
 LINES = dict(zip(CONTESTANTS, (COLOURS[0], COLOURS[1], "#888888", "#000000"), strict=False))
@@ -26,9 +28,9 @@ SHADES = dict(zip(FILTERS, COLOURS[2:], strict=True))
 """Colours of learners and of filters; what has none is not drawn."""
 
 
-def _gain(rows: dict[str, Row], parts: Sequence[str] = ()) -> float:
+def _gain(rows: dict[str, Row], parts: Sequence[str] = (), other: str = OTHER) -> float:
     """Return how much more accurate the mixture is after adaptation, over all rounds or in ``parts``."""
-    ours, theirs = rows[MAIN], rows[OTHER]
+    ours, theirs = rows[MAIN], rows[other]
     if not parts:
         return float(ours["after"] - theirs["after"])
     return fmean(ours["parts"][part]["after"] - theirs["parts"][part]["after"] for part in parts)
@@ -38,6 +40,8 @@ def _list_bars(stream: str) -> list[Bar]:
     """Return what the mixture has to reach on a stream: to be ahead of one initialisation, beyond chance."""
     ahead = f"{stream}: accuracy above that of {SINGLE.title}"
     values: dict[str, Callable[[dict[str, Row]], float]] = {ahead: _gain}
+    larger = f"{stream}: accuracy above that of {CONTESTANTS[LARGER].title}"
+    values[larger] = partial(_gain, other=LARGER)
     if stream == PHASES:
         values[f"{ahead}, on return to old filters"] = partial(_gain, parts=list_parts(stream)[len(FILTERS) :])
     return [Bar(MAIN, what, 0.0, None, value, whole=True) for what, value in values.items()]
@@ -79,8 +83,8 @@ The network is a perceptron with layers of {" and ".join(map(str, HIDDEN))} unit
 ({SINGLE.meta_lr:g}) on {BATCH} past tasks after each round. The Dirichlet-process mixture (concentration
 {MIXTURE.options["concentration"]:g}, temperature {MIXTURE.options["temperature"]:g}, at most {MOST} components) makes
 as many with each component, each on the tasks that it is responsible for; *{MOST * STEPS} meta-steps* gives one
-initialisation as many in all. The settings were chosen on seed 100, by
-`python -m tests.experiments.filtered_glyphs.tuning`.
+initialisation as many in all. Concentration and temperature are the better of two pairs on seed 100; the inner steps
+were not tuned. `python -m tests.experiments.filtered_glyphs.tuning` tries more settings on that seed.
 
 """
     for stream in STREAMS:
@@ -162,8 +166,10 @@ def draw(rows: Sequence[Row]) -> bytes:
         axes.imshow(image, cmap="gray", vmin=0, vmax=1)
         axes.set_title(name, fontsize=10, color=SHADES[name])
         axes.set_axis_off()
-    for place, stream in enumerate(STREAMS):
-        columns = slice(place * len(FILTERS), (place + 1) * len(FILTERS))
+    streams = [stream for stream in STREAMS if _of_stream(rows, stream)]
+    width = 2 * len(FILTERS) // len(streams)
+    for place, stream in enumerate(streams):
+        columns = slice(place * width, (place + 1) * width)
         own = _of_stream(rows, stream)
         _draw_curves(figure.add_subplot(grid[1, columns]), stream, own)
         _draw_components(figure.add_subplot(grid[2, columns]), _of_stream(own, stream, MAIN)[:1])
@@ -189,8 +195,7 @@ def _draw_curves(axes: Axes, stream: str, rows: Sequence[Row]) -> None:
             axes.axvspan(t, t + 1, color=SHADES[name], alpha=0.12, linewidth=0)
     axes.set(title=stream, xlabel="round", ylabel=f"accuracy after adaptation, mean of {WINDOW} rounds")
     style_axes(axes)
-    if rows:
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
 def _smooth(values: Sequence[float]) -> NDArray[np.float64]:
