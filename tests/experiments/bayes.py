@@ -20,17 +20,23 @@ CONTESTANTS = {
         "LLAMA",
         (
             "inner.rule=proximal",
-            "inner.options={strength=0.1}",
+            "inner.options={strength=2.0}",
             "inner.posterior=laplace",
-            'inner.posterior_options={curvature="kron"}',
+            'inner.posterior_options={curvature="kron", strength=10.0}',
             "inner.samples=10",
             "meta.gradient=laplace",
-            'meta.options={eta=1e-3, curvature="kron"}',
+            'meta.options={eta=1e-3, curvature="kron", strength=10.0}',
         ),
     ),
     "platipus": Contestant(
         "PLATIPUS",
-        ("inner.rule=platipus", *SAMPLES, "meta.gradient=variational", "meta.options={kl_weight=0.01}"),
+        (
+            "inner.rule=platipus",
+            "inner.options={log_std=-1.5}",
+            *SAMPLES,
+            "meta.gradient=variational",
+            "meta.options={kl_weight=0.1}",
+        ),
     ),
     "abml": Contestant("ABML", ("inner.rule=bayes_by_gradient", *SAMPLES)),
     "abml_variational": Contestant(

@@ -9,9 +9,12 @@ from tests.experiments.beliefs.runs import Contestant
 from tests.experiments.beliefs.table import Table, make_command, render_table
 from tests.experiments.common.tables import Row
 
+SIZES = ("engine.pad_sizes=[10, 20]", "engine.batching=traced")
+"""Tasks have 3 to 10 support samples, and one recorded program computes all of them."""
+
 CONTESTANTS = {
-    "maml": Contestant("MAML, noise from the model", ("inner.rule=sgd",)),
-    **list_processes("meta.lr=0.001"),
+    "maml": Contestant("MAML, noise from the model", ("inner.rule=sgd", *SIZES)),
+    **list_processes("meta.lr=0.001", *SIZES),
 }
 """The learners of the table, by name."""
 
