@@ -14,7 +14,7 @@ SIZES = ("engine.pad_sizes=[10, 20]", "engine.batching=traced")
 
 CONTESTANTS = {
     "maml": Contestant("MAML, noise from the model", ("inner.rule=sgd", *SIZES)),
-    **list_processes("meta.lr=0.001", *SIZES),
+    **list_processes("meta.lr=0.002", *SIZES),
 }
 """The learners of the table, by name."""
 

@@ -18,7 +18,12 @@ def list_processes(*changes: str) -> dict[str, Contestant]:
     return {
         "cnp": Contestant(
             "conditional neural process",
-            (*common, 'inner.fast=["context"]', "model.args={inputs=1, outputs=2, hidden=[64, 64], context=64}"),
+            (
+                *common,
+                "inner.options={width=128, depth=3}",
+                'inner.fast=["context"]',
+                "model.args={inputs=1, outputs=2, hidden=[128, 128], context=128}",
+            ),
         ),
         "np": Contestant(
             "neural process",
