@@ -18,6 +18,9 @@ from deploy.exits import TRY_LATER, CommandError
 
 LOCK_TIMEOUT_SECONDS = 30.0
 PR_SET_PDEATHSIG = 1
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_BYTES, MAPPED_BYTES = 1 << 30, 1 << 25
+"""Freed memory at the end of the heap that a process keeps, and the size from which a tensor is not in the heap."""
 
 
 FINISH = signal.SIGUSR1
@@ -69,6 +72,19 @@ def die_with_parent() -> None:
         threading.Thread(target=watch_daemon, name="die-with-daemon", daemon=True).start()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of freed tensors for the next ones, up to ``KEPT_BYTES``.
+
+    A meta-step frees activations and allocates the same ones again. The C library of Linux gives megabytes back to the
+    system each time, which fills them with zeros again: a fifth of the time of a small convolutional network. Other C
+    libraries are left as they are.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option is not None:
+        set_option(M_TRIM_THRESHOLD, KEPT_BYTES)
+        set_option(M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from deploy.config.config import read_settings
 from deploy.exits import DONE, TRY_LATER, CommandError
 from deploy.leader import find_leader
 from deploy.logs import Origin, log_to_stderr
-from deploy.processes.child import die_with_parent, hold_lock, stop_on_signals, wait_for_lock
+from deploy.processes.child import die_with_parent, hold_lock, keep_freed_memory, stop_on_signals, wait_for_lock
 from online_meta import registry
 from online_meta.batching.failures import is_task_failure
 from online_meta.learners import LearnerContext
@@ -67,6 +67,7 @@ def main(settings_file: str, logs: str = "text", branch: str = "") -> int:
     finish = Event()
     stop = stop_on_signals(finish)
     die_with_parent()
+    keep_freed_memory()
     os.nice(10)  # Training has priority.
     files = RunFiles(Path(settings_file).parent, branch or None)
     heartbeat = HeartbeatWriter(None)

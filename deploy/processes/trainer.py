@@ -17,7 +17,7 @@ from deploy.config.config import read_settings
 from deploy.exits import BROKEN, CONFIG, DONE, TRY_LATER, CommandError
 from deploy.forks import stages_of
 from deploy.logs import Origin, log_to_stderr
-from deploy.processes.child import die_with_parent, hold_lock, stop_on_signals
+from deploy.processes.child import die_with_parent, hold_lock, keep_freed_memory, stop_on_signals
 from online_meta.batching.compile import CompileStopped
 from streams.history.errors import ArchiveUnreachable, HistoryDamaged, HistoryFull, RoundDiscarded
 from streams.history.history import History
@@ -58,6 +58,7 @@ def main(settings_file: str, logs: str = "text", branch: str = "", role: str = "
     log_to_stderr(origin, logs)
     stop = stop_on_signals()
     die_with_parent()
+    keep_freed_memory()
     os.nice(NICE if background else 0)
     files = RunFiles(Path(settings_file).parent, branch or None)
     try:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 import torch
 
+from deploy.processes.child import keep_freed_memory
 from streams.atomic_files import replace_file
 from tests.benchmarks.rounds.page import Figure, draw, render
 from tests.benchmarks.rounds.parts import (
@@ -56,6 +57,7 @@ OWN_PYTHON = Path(".venv/bin/python")
 def measure(name: str, scale: Scale, python: str) -> Part:
     """Return the result of a part; one that fails has the reason in place of its figures."""
     log_progress(name)
+    keep_freed_memory()  # as the trainer's process does
     if name != RANKS:
         bind_to_one_core()
         torch.set_num_threads(1)
