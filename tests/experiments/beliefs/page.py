@@ -162,7 +162,7 @@ def draw(rows: Sequence[Row]) -> bytes:
     for place, row in enumerate(first):
         colour, dash = COLOURS[place % len(COLOURS)], ("-", "--", ":")[place // len(COLOURS) % 3]
         curves.plot(*zip(*row["curve"], strict=True), dash, color=colour, label=row["asked"]["title"])
-    curves.set(xlabel="meta-steps", ylabel="nats above Bayes", yscale="symlog")
+    curves.set(xlabel="meta-steps", ylabel="nats above Bayes")
     figure.suptitle("Blue: the answer and its interval of 90 %. Grey: the exact one. Dots: what is known.", fontsize=9)
     curves.legend(ncols=3, fontsize=8)
     written = io.BytesIO()
