@@ -96,7 +96,7 @@ TABLE = Table(
         "tasks, which no run has learned.",
     ],
     "ambiguous_functions",
-    1500,
+    600,
     CONTESTANTS,
     BARS,
 )

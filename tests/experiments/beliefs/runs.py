@@ -21,7 +21,7 @@ from trainers.settings import TrainerSettings
 
 CONFIGS = Path("deploy")
 BATCH = 16
-BATCHING = "compiled"
+BATCHING = "traced"
 HELD_OUT, HELD_OUT_SEED = 200, 1_000_000
 """Tasks that are answered at the end of a run, the same for all learners and seeds; no run learns from this seed."""
 DRAWN, GRID = 3, 61
