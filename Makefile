@@ -31,7 +31,8 @@ PART ?= $(shell echo $$(( $$(git rev-list --count HEAD 2>/dev/null || echo 0) % 
 PYTHON ?=
 ARGS ?=
 TABLE ?= first_table sinusoid_known_answers glyphs regret_theory non_stationary segmentation \
-	unsegmented rainbow moml regression pool pool_cost package_texts filtered_glyphs statistician
+	unsegmented rainbow moml regression pool pool_cost package_texts filtered_glyphs statistician bayes \
+	neural_processes
 TORCH ?= 2.13.0
 MINUTES ?=
 SEED ?=

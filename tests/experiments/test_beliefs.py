@@ -36,12 +36,12 @@ def test_the_configuration_of_every_contestant_can_be_read(name):
 @pytest.mark.parametrize(("name", "label"), [("bayes", "platipus"), ("neural_processes", "cnp")])
 def test_a_row_is_made_anew_and_reused(name, label, tmp_path):
     table = TABLES[name]
-    play = partial(runs.run, table.source, label, table.contestants[label], 0, ROUNDS, tmp_path)
+    play = partial(runs.run, table.source, label, table.contestants[label], 0, ROUNDS, tmp_path / "work")
     row = play()
     assert (len(row["excess"]), sum(row["pit"]), len(row["curve"])) == (3, sum(row["bayes_pit"]), ROUNDS)
-    saved = next(tmp_path.glob("*.json")).stat().st_mtime_ns
+    saved = next(tmp_path.glob("work/*.json")).stat().st_mtime_ns
     assert play() == row
-    assert next(tmp_path.glob("*.json")).stat().st_mtime_ns == saved
+    assert next(tmp_path.glob("work/*.json")).stat().st_mtime_ns == saved
     result = compose(table, [row])
     assert table.contestants[label].title in render_table(table, result)
     assert draw([row]).startswith(b"\x89PNG")

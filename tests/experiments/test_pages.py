@@ -28,6 +28,7 @@ RENDERERS = {
     "glyph_tuning": "experiments.glyphs.tuning",
     "large_models": "benchmarks.large_models",
     "moml_protocol": "experiments.moml.page",
+    "neural_processes": "experiments.neural_processes",
     "non_stationary": "experiments.non_stationary.page",
     "package_texts": "experiments.package_texts",
     "pool": "experiments.pool.page",

@@ -38,7 +38,7 @@ def run_ranks(what: str, folder: Path, world: int, **environment: str) -> None:
     """Run ``world`` ranks to their end; raise ``AssertionError`` with the log of a failed one."""
     ranks = start_ranks(what, folder, world, **environment)
     try:
-        codes = [rank.wait(200) for rank in ranks]
+        codes = [rank.wait(500) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

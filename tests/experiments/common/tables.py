@@ -40,6 +40,7 @@ def load_row(file: Path, asked: Row) -> Row | None:
 def save_row(file: Path, row: Row) -> Row:
     """Save a finished row, and return it as ``load_row`` will."""
     text = json.dumps(row, indent=1)
+    file.parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, text.encode(), durable=False)
     return dict(json.loads(text))
 
@@ -51,10 +52,14 @@ def run_rows(jobs: int, run: Callable[..., Row], asked: Sequence[tuple[Any, ...]
         bar = progress.add_task("rows", total=len(asked))
         run = _find_importable(run)
         places = {pool.submit(run, *arguments): place for place, arguments in enumerate(asked)}
-        for future in as_completed(places):
-            rows[places[future]] = future.result()
-            progress.advance(bar)
-            write([rows[place] for place in sorted(rows)])
+        try:
+            for future in as_completed(places):
+                rows[places[future]] = future.result()
+                progress.advance(bar)
+                write([rows[place] for place in sorted(rows)])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # Or the error would wait for all rows.
+            raise
 
 
 def _find_importable(run: Callable[..., Row]) -> Callable[..., Row]:
