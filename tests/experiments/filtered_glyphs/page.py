@@ -74,7 +74,7 @@ def render(result: Row) -> str:
 The non-homogeneous stream of Jerfel et al. (NeurIPS 2019), rebuilt on letters of Debian's fonts-noto-core in place of
 miniImageNet. Tasks are {WAYS}-way and {SHOTS}-shot, with {QUERIES} queries of each letter; {SIZE} x {SIZE} pixels.
 All images of a task go through one filter: *plain*, *blur*, *night* (a quarter of the brightness) or *pencil* (an edge
-drawing on white paper). No learner is told the filter, but for the row that says so. In *phases*, the filters follow
+drawing on white paper). Only the learner in the row that says so knows the filter. In *phases*, the filters follow
 one another, and then come back in the same order. In *mixed*, the filter of each round is drawn at random. The rounds
 are {rows[0]["asked"]["rounds"]}, and each task is scored before it is learned; both streams have the same letters.
 
