@@ -190,24 +190,24 @@ def measure_draws(name: str, overrides: Sequence[str], title: str, goal: float, 
 def play_in_turns(
     name: str, players: Mapping[str, Sequence[str]], setting: Setting
 ) -> tuple[dict[str, list[float]], dict[str, Run]]:
-    """Let two configurations of a work play in turns; return the seconds of a round in each turn, and their runs."""
+    """Let configurations of a work play in turns; return the seconds of a round in each turn, and their runs."""
     scale, folder, work = setting.scale, setting.folder, WORKS[name]
     rounds, warm_up, warm_ups = (scale.images, 3, 1) if work.ways else (scale.pool_rounds, WARM_UP, WARM_UPS)
     tasks = work._replace(rounds=warm_up * warm_ups + scale.turns * rounds).make()
     history = make_history(folder / "history", tasks)
     with ExitStack() as stack:
         playing = {
-            player: stack.enter_context(
+            label: stack.enter_context(
                 OurPlayer(read_settings((*work.overrides, *overrides), work.file), history, folder / f"{place}")
             )
-            for place, (player, overrides) in enumerate(players.items())
+            for place, (label, overrides) in enumerate(players.items())
         }
         for player in playing.values():
             setting.log("programs are compiled")
             player.warm_up(warm_up, warm_ups)
-        turns = {name: player.turn for name, player in playing.items()}
+        turns = {label: player.turn for label, player in playing.items()}
         seconds = take_turns(turns, scale.turns, rounds, setting.log)
-        return seconds, {name: player.run for name, player in playing.items()}
+        return seconds, {label: player.run for label, player in playing.items()}
 
 
 def measure_kernels(goal: float, setting: Setting) -> Part:
