@@ -300,32 +300,26 @@ def test_a_program_with_constants_is_compiled(tmp_path):
     assert autotune.relative_error(found, right) < 1e-5
 
 
-def test_compiled_second_derivatives_of_batch_normalisation_are_right(tmp_path):
-    """In float64, where the order of additions cannot hide a wrong one."""
-    torch.manual_seed(0)
-    norm = nn.BatchNorm1d(4, track_running_stats=False)
-    module = nn.Sequential(nn.Linear(2, 4), norm, nn.Tanh(), nn.Linear(4, 1)).double()
-    inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.1), 1)
-    gradient, meta = om.exact(inner), inner.init(dict(module.named_parameters()))
+def check_compiled(module, rule, estimator, folder):
+    """Check a compiled sum of two tasks in float64, where the order of additions cannot hide a wrong one."""
+    inner = om.Inner(om.model_loss(module, "mse"), rule, 1)
+    gradient, meta = estimator(inner), inner.init(dict(module.named_parameters()))
     batches = [om.Batch(torch.randn(5, 2).double(), torch.randn(5, 1).double()) for _ in range(4)]
     tasks = [om.Task(*batches[:2]), om.Task(*batches[2:])]
     group = Group(signature_of(tasks[0]), tasks, [1.0] * 2)
     given = stack(group, 2, next(iter(meta.weights.values())))
-    program = compile_now(record(gradient, meta, tasks), Programs(tmp_path / "run", tmp_path / "cache"))
+    program = compile_now(record(gradient, meta, tasks), Programs(folder / "run", folder / "cache"))
     right = sum_in_loop(gradient, meta, group)
     assert autotune.relative_error(as_stacked_sum(program)(meta, *given), right) < 1e-12
+
+
+def test_compiled_second_derivatives_of_batch_normalisation_are_right(tmp_path):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(4, track_running_stats=False)
+    module = nn.Sequential(nn.Linear(2, 4), norm, nn.Tanh(), nn.Linear(4, 1)).double()
+    check_compiled(module, om.rules.sgd(lr=0.1), om.exact, tmp_path)
 
 
 def test_a_program_that_draws_by_key_is_compiled(tmp_path):
     torch.manual_seed(0)
-    module = nn.Linear(2, 1).double()
-    rule = om.rules.bayes_by_gradient(log_std=-1.0)
-    inner = om.Inner(om.model_loss(module, "mse"), rule, 1)
-    gradient, meta = om.first_order(inner), inner.init(dict(module.named_parameters()))
-    batches = [om.Batch(torch.randn(5, 2).double(), torch.randn(5, 1).double()) for _ in range(4)]
-    tasks = [om.Task(*batches[:2]), om.Task(*batches[2:])]
-    group = Group(signature_of(tasks[0]), tasks, [1.0] * 2)
-    given = stack(group, 2, next(iter(meta.weights.values())))
-    program = compile_now(record(gradient, meta, tasks), Programs(tmp_path / "run", tmp_path / "cache"))
-    right = sum_in_loop(gradient, meta, group)
-    assert autotune.relative_error(as_stacked_sum(program)(meta, *given), right) < 1e-12
+    check_compiled(nn.Linear(2, 1).double(), om.rules.bayes_by_gradient(log_std=-1.0), om.first_order, tmp_path)
