@@ -85,3 +85,17 @@ def check_slope(inner, meta, task, found):
     along = {n: torch.randn(v.shape, generator=random, dtype=v.dtype) for n, v in at.items()}
     slope = central_difference(adapted_loss, at, along)
     assert float(flat(join_parts(found.grads)) @ flat(along)) == pytest.approx(slope, rel=1e-5, abs=1e-7)
+
+
+def check_slope_of_bound(gradient, meta, task):
+    """Check a gradient against the slope of the loss that comes with it, along a direction of all parameters."""
+    found = join_parts(gradient(meta, task).grads)
+    random = torch.Generator().manual_seed(5)
+    along = {n: torch.randn(v.shape, generator=random, dtype=v.dtype) for n, v in found.items()}
+
+    def bound(at):
+        parts = ({n: at[f"{part}/{n}"] for n in values} for part, values in meta._asdict().items())
+        return gradient(om.Meta(*parts), task).loss
+
+    slope = central_difference(bound, join_parts(meta), along, 1e-6)
+    assert sum(float((found[n] * along[n]).sum()) for n in along) == pytest.approx(slope, rel=1e-6)

@@ -9,9 +9,9 @@ import online_meta as om
 from online_meta.functional.keyed import keyed, normal_like_all
 from online_meta.functional.randomness import INIT_STEP
 from online_meta.testing.compare import assert_close
-from online_meta.testing.oracle import CRITERIA, central_difference
+from online_meta.testing.oracle import CRITERIA
 from tests.numerics.problems import problem
-from tests.numerics.reference_loop import join_parts, shifted
+from tests.numerics.reference_loop import check_slope_of_bound, join_parts, shifted
 
 STEPS, LR, INNER_KL = 3, 0.1, 0.4
 WEIGHTS = {"kl_weight": 0.3, "hyperprior_weight": 0.2}
@@ -77,17 +77,7 @@ def test_the_bound_is_that_of_the_algorithm(draws):
 
 def test_the_gradient_is_the_slope_of_the_bound():
     given, meta, gradient = setting()
-    task = given.task()
-    found = join_parts(gradient(meta, task).grads)
-    random = torch.Generator().manual_seed(5)
-    along = {n: torch.randn(v.shape, generator=random, dtype=v.dtype) for n, v in found.items()}
-
-    def bound(at):
-        parts = ({n: at[f"{part}/{n}"] for n in values} for part, values in meta._asdict().items())
-        return gradient(om.Meta(*parts), task).loss
-
-    slope = central_difference(bound, join_parts(meta), along, 1e-6)
-    assert sum(float((found[n] * along[n]).sum()) for n in along) == pytest.approx(slope, rel=1e-6)
+    check_slope_of_bound(gradient, meta, given.task())
 
 
 def test_without_support_samples_there_is_no_divergence():

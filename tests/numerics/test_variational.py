@@ -12,10 +12,10 @@ import online_meta as om
 from online_meta.functional import normals
 from online_meta.functional.keyed import keyed, normal_like_all
 from online_meta.testing.compare import assert_close
-from online_meta.testing.oracle import CRITERIA, central_difference
+from online_meta.testing.oracle import CRITERIA
 from tests.numerics.linear_gaussian import NOISE, PRIOR, draw_sigma_points, setting
 from tests.numerics.problems import problem
-from tests.numerics.reference_loop import join_parts, shifted
+from tests.numerics.reference_loop import check_slope_of_bound, join_parts, shifted
 
 STEPS, LR = 3, 0.1
 
@@ -83,17 +83,7 @@ statistician_setting = partial(latent_setting, prior="standard")
 )
 def test_the_gradient_is_the_slope_of_the_bound(make):
     given, _, meta, gradient = make(kl_weight=0.5)
-    task = given.task()
-    found = join_parts(gradient(meta, task).grads)
-    random = torch.Generator().manual_seed(5)
-    along = {n: torch.randn(v.shape, generator=random, dtype=v.dtype) for n, v in found.items()}
-
-    def bound(at):
-        parts = ({n: at[f"{part}/{n}"] for n in values} for part, values in meta._asdict().items())
-        return gradient(om.Meta(*parts), task).loss
-
-    slope = central_difference(bound, join_parts(meta), along, 1e-6)
-    assert sum(float((found[n] * along[n]).sum()) for n in along) == pytest.approx(slope, rel=1e-6)
+    check_slope_of_bound(gradient, meta, given.task())
 
 
 def test_at_its_optimum_the_bound_is_the_evidence_and_q_the_posterior(monkeypatch):
